@@ -1,0 +1,318 @@
+"""SO(3): rotations as active, right-handed matrices; tangent vectors are rotation vectors in the body frame."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
+
+from lie import check, smooth
+
+dimension = 3
+
+# E[k] = hat(e_k), so that hat(ω) is a sum of three broadcast products: XLA writes it in one pass, where stacking nine
+# components would recompute the arithmetic of every component nine times.
+_GENERATORS = np.array(
+    [[[0, 0, 0], [0, 0, -1], [0, 1, 0]], [[0, 0, 1], [0, 0, 0], [-1, 0, 0]], [[0, -1, 0], [1, 0, 0], [0, 0, 0]]]
+)
+
+
+def identity(shape: tuple[int, ...] = (), dtype: Any = jnp.float32) -> Float[Array, "..."]:
+    """The rotation by 0, `shape` times: (*shape, 3, 3)."""
+    return jnp.broadcast_to(jnp.eye(3, dtype=dtype), (*shape, 3, 3))
+
+
+def hat(omega: Float[ArrayLike, "*batch 3"]) -> Float[Array, "*batch 3 3"]:
+    """The skew matrix ω̂ with ω̂ x = ω × x."""
+    omega = check.array("omega", omega, 3)
+    basis = _GENERATORS.astype(omega.dtype)
+    return sum_of_products(*((omega[..., k, None, None], basis[k]) for k in range(3)))
+
+
+def vee(matrix: Float[ArrayLike, "*batch 3 3"]) -> Float[Array, "*batch 3"]:
+    """The vector of the skew part of a matrix: vee(ω̂) = ω; a symmetric part is ignored."""
+    matrix = check.array("matrix", matrix, 3, 3)
+    return _vee(matrix)
+
+
+def exp(omega: Float[ArrayLike, "*batch 3"]) -> Float[Array, "*batch 3 3"]:
+    """Rotation by |ω| radians about ω, right-handed: exp(ω̂) = cos θ I + (sin θ/θ) ω̂ + ((1 − cos θ)/θ²) ω ωᵀ.
+
+    The coefficients are entire in θ² (`smooth`), so all derivatives exist at ω = 0. Source: Rodrigues' formula.
+    """
+    omega = check.array("omega", omega, 3)
+    theta_squared = _squared_norm(omega)
+    return _isotropic(smooth.cos(theta_squared), smooth.sinc(theta_squared), smooth.cosinc(theta_squared), omega)
+
+
+def log(R: Float[ArrayLike, "*batch 3 3"]) -> Float[Array, "*batch 3"]:
+    """The rotation vector of R with |ω| <= π; at |ω| = π one of the two, ω and −ω.
+
+    By way of the quaternion, θ = 2 atan2(|v|, w), so no digits are lost at 0 or π. Derivatives are those of the
+    logarithm of the closest rotation: dω = J_r⁻¹(ω) vee(RᵀdR), exact to every order, at 0 and at π as well.
+    """
+    R = check.array("R", R, 3, 3)
+    check.rotation("R", R)
+    return _log(R)
+
+
+def compose(R1: Float[ArrayLike, "*batch 3 3"], R2: Float[ArrayLike, "*#batch 3 3"]) -> Float[Array, "... 3 3"]:
+    """R1 R2: first R2, then R1."""
+    R1, R2 = check.array("R1", R1, 3, 3), check.array("R2", R2, 3, 3)
+    check.same_dtype(R1=R1, R2=R2)
+    return _multiply(R1, R2)
+
+
+def inverse(R: Float[ArrayLike, "*batch 3 3"]) -> Float[Array, "*batch 3 3"]:
+    """Rᵀ."""
+    return jnp.swapaxes(check.array("R", R, 3, 3), -1, -2)
+
+
+def act(R: Float[ArrayLike, "*batch 3 3"], x: Float[ArrayLike, "*#batch 3"]) -> Float[Array, "... 3"]:
+    """R x: the rotated vector."""
+    R, x = check.array("R", R, 3, 3), check.array("x", x, 3)
+    check.same_dtype(R=R, x=x)
+    return _rotate(R, x)
+
+
+def adjoint(R: Float[ArrayLike, "*batch 3 3"]) -> Float[Array, "*batch 3 3"]:
+    """Ad_R with R exp(ω) R⁻¹ = exp(Ad_R ω): R itself."""
+    return check.array("R", R, 3, 3)
+
+
+def left_jacobian(omega: Float[ArrayLike, "*batch 3"]) -> Float[Array, "*batch 3 3"]:
+    """J_l with exp(ω + δ) = exp(J_l δ) exp(ω) to first order: (sin θ/θ) I + c₂ ω̂ + c₃ ω ωᵀ, any θ."""
+    omega = check.array("omega", omega, 3)
+    theta_squared = _squared_norm(omega)
+    return _isotropic(smooth.sinc(theta_squared), smooth.cosinc(theta_squared), smooth.stumpff(3, theta_squared), omega)
+
+
+def right_jacobian(omega: Float[ArrayLike, "*batch 3"]) -> Float[Array, "*batch 3 3"]:
+    """J_r with exp(ω + δ) = exp(ω) exp(J_r δ) to first order: J_l(−ω) = J_l(ω)ᵀ."""
+    return left_jacobian(-check.array("omega", omega, 3))
+
+
+def left_jacobian_inverse(omega: Float[ArrayLike, "*batch 3"]) -> Float[Array, "*batch 3 3"]:
+    """J_l⁻¹ = (θ/2) cot(θ/2) I − ω̂/2 + k(θ²) ω ωᵀ, θ < 2π; k = `smooth.cotangent_coefficient`."""
+    return _left_jacobian_inverse(check.array("omega", omega, 3))
+
+
+def right_jacobian_inverse(omega: Float[ArrayLike, "*batch 3"]) -> Float[Array, "*batch 3 3"]:
+    """J_r⁻¹ = J_l⁻¹(−ω), θ < 2π: the derivative of log, log(R exp(δ)) = log R + J_r⁻¹ δ to first order."""
+    return _left_jacobian_inverse(-check.array("omega", omega, 3))
+
+
+def retract(R: Float[ArrayLike, "*batch 3 3"], omega: Float[ArrayLike, "*#batch 3"]) -> Float[Array, "... 3 3"]:
+    """R exp(ω): a step from R along the body-frame tangent ω."""
+    return compose(R, exp(omega))
+
+
+def local(R1: Float[ArrayLike, "*batch 3 3"], R2: Float[ArrayLike, "*#batch 3 3"]) -> Float[Array, "... 3"]:
+    """log(R1⁻¹ R2): the body-frame step from R1 to R2, the inverse of `retract`; exactly 0 where R1 equals R2."""
+    R1, R2 = check.array("R1", R1, 3, 3), check.array("R2", R2, 3, 3)
+    check.same_dtype(R1=R1, R2=R2)
+    check.rotation("R1", R1)
+    check.rotation("R2", R2)
+    return _log(_multiply(jnp.swapaxes(R1, -1, -2), R2))
+
+
+def distance(R1: Float[ArrayLike, "*batch 3 3"], R2: Float[ArrayLike, "*#batch 3 3"]) -> Float[Array, "..."]:
+    """The angle of R1⁻¹ R2 in radians, 0..π.
+
+    Gradient by choice: 0 where R1 = R2 (the subgradient of least norm); at distance π that of the branch `log` takes.
+    Powers of it have no second derivative at R1 = R2: use `squared_distance` there.
+    """
+    return smooth.norm(local(R1, R2))
+
+
+def squared_distance(R1: Float[ArrayLike, "*batch 3 3"], R2: Float[ArrayLike, "*#batch 3 3"]) -> Float[Array, "..."]:
+    """The squared angle of R1⁻¹ R2: smooth at R1 = R2, where its gradient is 0 and its Hessian 2 I."""
+    omega = local(R1, R2)
+    return _squared_norm(omega)
+
+
+def interpolate(
+    R1: Float[ArrayLike, "*batch 3 3"], R2: Float[ArrayLike, "*#batch 3 3"], t: Float[ArrayLike, "*#batch"]
+) -> Float[Array, "... 3 3"]:
+    """R1 exp(t log(R1⁻¹ R2)): the geodesic from R1 (t = 0) to R2 (t = 1) at constant speed; any real t."""
+    omega = local(R1, R2)
+    t = jnp.asarray(t, omega.dtype)
+    return retract(R1, t[..., None] * omega)
+
+
+def sample(shape: tuple[int, ...] = (), dtype: Any = jnp.float32, *, key: PRNGKeyArray) -> Float[Array, "..."]:
+    """Rotations drawn from Haar's (the uniform) measure: (*shape, 3, 3)."""
+    return _from_quaternion(jax.random.normal(key, (*shape, 4), dtype))
+
+
+def project(M: Float[ArrayLike, "*batch 3 3"]) -> Float[Array, "*batch 3 3"]:
+    """The rotation closest to M in Frobenius norm: U diag(1, 1, det UV) Vᵀ of M = U S Vᵀ.
+
+    With signed singular values s1 >= s2 >= |s3| its condition is s1/(s2 + s3). Where s2 + s3 = 0 (all rotations about
+    one axis are equally close) one of them is returned and the derivative, elsewhere exact, is 0 by choice along the
+    free axis. Found as the dominant eigenvector of Davenport's symmetric 4x4 matrix, then two Newton steps.
+    """
+    return _project(check.array("M", M, 3, 3))
+
+
+def sum_of_products(*pairs: tuple[Array | np.ndarray, Array | np.ndarray]) -> Array:
+    """Σ a b, elementwise with broadcasting: a dot that no accelerator rounds down and that XLA writes in one pass."""
+    total = pairs[0][0] * pairs[0][1]
+    for a, b in pairs[1:]:
+        total = total + a * b
+    return total
+
+
+def _squared_norm(x: Array) -> Array:
+    return sum_of_products(*((x[..., k], x[..., k]) for k in range(x.shape[-1])))
+
+
+def _multiply(A: Array, B: Array) -> Array:
+    return sum_of_products(*((A[..., :, k, None], B[..., None, k, :]) for k in range(3)))
+
+
+def _rotate(A: Array, x: Array) -> Array:
+    return sum_of_products(*((A[..., :, k], x[..., k, None]) for k in range(3)))
+
+
+def _vee(matrix: Array) -> Array:
+    skew = matrix - jnp.swapaxes(matrix, -1, -2)
+    return jnp.stack([skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0]], axis=-1) / 2
+
+
+def _isotropic(a: Array, b: Array, c: Array, omega: Array) -> Array:
+    """a I + b ω̂ + c ω ωᵀ."""
+    a, b, c = a[..., None, None], b[..., None, None], c[..., None, None]
+    outer = omega[..., :, None] * omega[..., None, :]
+    return a * np.eye(3, dtype=omega.dtype) + b * hat(omega) + c * outer
+
+
+def _left_jacobian_inverse(omega: Array) -> Array:
+    theta_squared = _squared_norm(omega)
+    k = smooth.cotangent_coefficient(theta_squared)
+    quarter = theta_squared / 4
+    diagonal = smooth.cos(quarter) / smooth.sinc(quarter)  # (θ/2) cot(θ/2): loses no digits where it vanishes, at π
+    return _isotropic(diagonal, jnp.full_like(k, -0.5), k, omega)
+
+
+@jax.custom_jvp
+def _log(R: Array) -> Array:
+    return _rotation_vector(*_quaternion_direction(R))
+
+
+@_log.defjvp
+def _log_jvp(primals, tangents):
+    (R,), (R_dot,) = primals, tangents
+    omega = _log(R)
+    body = _vee(_multiply(jnp.swapaxes(R, -1, -2), R_dot))
+    return omega, _rotate(_left_jacobian_inverse(-omega), body)
+
+
+def _quaternion_direction(R: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+    """w >= 0 and v of a positive multiple of R's quaternion: the column of 4 q qᵀ with the largest diagonal entry."""
+    m = [[R[..., i, j] for j in range(3)] for i in range(3)]
+    wx, wy, wz = m[2][1] - m[1][2], m[0][2] - m[2][0], m[1][0] - m[0][1]
+    xy, xz, yz = m[1][0] + m[0][1], m[0][2] + m[2][0], m[2][1] + m[1][2]
+    ww = 1 + (m[0][0] + m[1][1] + m[2][2])
+    xx = 1 + (m[0][0] - m[1][1] - m[2][2])
+    yy = 1 + (m[1][1] - m[0][0] - m[2][2])
+    zz = 1 + (m[2][2] - m[0][0] - m[1][1])
+    turned_little = ww >= 1
+    x_leads = (xx >= yy) & (xx >= zz)
+    y_leads = yy >= zz
+
+    def select(from_w, from_x, from_y, from_z):
+        return jnp.where(turned_little, from_w, jnp.where(x_leads, from_x, jnp.where(y_leads, from_y, from_z)))
+
+    w = select(ww, wx, wy, wz)
+    v = select(wx, xx, xy, xz), select(wy, xy, yy, yz), select(wz, xz, yz, zz)
+    flip = w < 0
+    return jnp.abs(w), tuple(jnp.where(flip, -x, x) for x in v)
+
+
+def _rotation_vector(w: Array, v: tuple[Array, Array, Array]) -> Array:
+    """2 atan2(|v|, w) v/|v| for any positive multiple of a quaternion (w, v)."""
+    x, y, z = v
+    squared = x * x + y * y + z * z
+    tiny = squared < jnp.finfo(w.dtype).eps ** 2 * (
+        w * w
+    )  # atan2(|v|, w)/|v| = 1/w to the last digit, and no underflow
+    length = jnp.sqrt(jnp.where(tiny, 1, squared))
+    ratio = jnp.where(tiny, 2 / jnp.where(tiny, w, 1), 2 * jnp.arctan2(length, w) / length)
+    return ratio[..., None] * jnp.stack([x, y, z], axis=-1)
+
+
+def _from_quaternion(q: Array) -> Array:
+    """The rotation of a quaternion of any length > 0."""
+    q = q / smooth.norm(q, keepdims=True)
+    w, v = q[..., 0], q[..., 1:]
+    return _isotropic(w * w - _squared_norm(v), 2 * w, jnp.full_like(w, 2), v)
+
+
+@jax.custom_jvp
+def _project(M: Array) -> Array:
+    largest = jnp.max(jnp.abs(M), axis=(-2, -1), keepdims=True)
+    M = M / jnp.where(largest > 0, largest, 1)
+    R = _from_quaternion(_dominant_quaternion(M))
+    for _ in range(2):
+        R = _multiply(R, exp(_newton_step(R, M, M)))
+    return R
+
+
+@_project.defjvp
+def _project_jvp(primals, tangents):
+    (M,), (M_dot,) = primals, tangents
+    R = _project(M)
+    return R, _multiply(R, hat(_newton_step(R, M, M_dot)))
+
+
+def _newton_step(R: Array, M: Array, M_dot: Array) -> Array:
+    """ω of (tr(S) I − S) ω = 2 vee(Rᵀ M_dot), S = sym(RᵀM): Newton's step if M_dot = M, or the derivative.
+
+    The eigenvalues of tr(S) I − S are s2 + s3, s1 + s3, s1 + s2; adj/det with a determinant that rounds to 0 gives 0.
+    """
+    A = _multiply(jnp.swapaxes(R, -1, -2), M)
+    scale = jax.lax.stop_gradient(jnp.max(jnp.abs(A), axis=(-2, -1)))  # ω does not depend on it
+    inverse_scale = smooth.divide(jnp.ones_like(scale), scale)[..., None, None]
+    A = A * inverse_scale
+    S = (A + jnp.swapaxes(A, -1, -2)) / 2
+    G = (S[..., 0, 0] + S[..., 1, 1] + S[..., 2, 2])[..., None, None] * np.eye(3, dtype=R.dtype) - S
+    columns = G[..., 0], G[..., 1], G[..., 2]
+    adjugate = [jnp.cross(columns[1], columns[2]), jnp.cross(columns[2], columns[0]), jnp.cross(columns[0], columns[1])]
+    determinant = _dot(columns[0], adjugate[0])
+    floor = 8 * float(jnp.finfo(R.dtype).eps)
+    damping = jnp.where(jnp.abs(determinant) < floor, floor**2, 0)
+    reciprocal = smooth.divide(determinant, determinant * determinant + damping)
+    body = 2 * _vee(_multiply(jnp.swapaxes(R, -1, -2), M_dot * inverse_scale))
+    return reciprocal[..., None] * jnp.stack([_dot(row, body) for row in adjugate], axis=-1)
+
+
+def _dot(x: Array, y: Array) -> Array:
+    return sum_of_products(*((x[..., k], y[..., k]) for k in range(3)))
+
+
+def _dominant_quaternion(M: Array) -> Array:
+    """The q that maximises tr(R(q)ᵀ M) = qᵀ K q: B ← B²/tr B from B = K + |K| I until one eigenvector is left.
+
+    So many squarings that a relative gap of one eps between the two largest eigenvalues still separates them.
+    """
+    m = [[M[..., i, j] for j in range(3)] for i in range(3)]
+    wx, wy, wz = m[2][1] - m[1][2], m[0][2] - m[2][0], m[1][0] - m[0][1]
+    xy, xz, yz = m[1][0] + m[0][1], m[0][2] + m[2][0], m[2][1] + m[1][2]
+    ww, xx = m[0][0] + m[1][1] + m[2][2], m[0][0] - m[1][1] - m[2][2]
+    yy, zz = m[1][1] - m[0][0] - m[2][2], m[2][2] - m[0][0] - m[1][1]
+    K = jnp.stack([ww, wx, wy, wz, wx, xx, xy, xz, wy, xy, yy, yz, wz, xz, yz, zz], axis=-1)
+    size = smooth.norm(K, keepdims=True)[..., None]
+    K = K.reshape(*K.shape[:-1], 4, 4)
+    eye = np.eye(4, dtype=M.dtype)
+    B = K + jnp.where(size > 0, size, 1) * eye
+
+    def square(_, B):
+        B = B / jnp.sum(B * eye, axis=(-2, -1), keepdims=True)
+        return sum_of_products(*((B[..., :, k, None], B[..., None, k, :]) for k in range(4)))
+
+    B = jax.lax.fori_loop(0, 6 - int(np.log2(float(jnp.finfo(M.dtype).eps))), square, B)
+    diagonal = jnp.sum(B * eye, axis=-1)
+    largest = jax.nn.one_hot(jnp.argmax(diagonal, axis=-1), 4, dtype=M.dtype)
+    return jnp.sum(B * largest[..., None, :], axis=-1)
