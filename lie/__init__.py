@@ -1,9 +1,11 @@
-"""Lie groups for learning: arrays in, arrays out, exact in value and derivatives. Import modules: `from lie import so3`.
+"""Lie groups for learning: arrays in, arrays out, exact in value and derivatives: `from lie import so3`.
 
 With HAAR_CHECK=1 in the environment, jaxtyping and beartype check every annotation at run time (the tests run so).
 """
 
-from lie import check
+from lie import _neighbours, check
+
+_neighbours.warn()
 
 if check.values_are_checked():
     from jaxtyping import install_import_hook
