@@ -101,6 +101,12 @@ def cotangent_coefficient(theta_squared: Float[Array, "*shape"]) -> Float[Array,
     return (stumpff(2, quarter) - stumpff(3, quarter)) / (4 * sinc(quarter))
 
 
+def half_cotangent(theta_squared: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """(θ/2) cot(θ/2) as a function of θ², 0 <= θ < 2π; 1 at 0: no digit is lost where it vanishes, at θ = π."""
+    quarter = theta_squared / 4
+    return cos(quarter) / sinc(quarter)
+
+
 def divide(
     numerator: Float[Array, "*shape"], denominator: Float[Array, "*#shape"], fallback: float = 0.0
 ) -> Float[Array, "*shape"]:

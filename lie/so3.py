@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from lie import check, smooth
+from lie import check, elementwise, smooth
 
 dimension = 3
 
@@ -27,7 +27,8 @@ def hat(omega: Float[ArrayLike, "*batch 3"]) -> Float[Array, "*batch 3 3"]:
     """The skew matrix ω̂ with ω̂ x = ω × x."""
     omega = check.array("omega", omega, 3)
     basis = _GENERATORS.astype(omega.dtype)
-    return sum_of_products(*((omega[..., k, None, None], basis[k]) for k in range(3)))
+    x, y, z = (omega[..., k, None, None] for k in range(3))
+    return x * basis[0] + y * basis[1] + z * basis[2]
 
 
 def vee(matrix: Float[ArrayLike, "*batch 3 3"]) -> Float[Array, "*batch 3"]:
@@ -42,7 +43,7 @@ def exp(omega: Float[ArrayLike, "*batch 3"]) -> Float[Array, "*batch 3 3"]:
     The coefficients are entire in θ² (`smooth`), so all derivatives exist at ω = 0. Source: Rodrigues' formula.
     """
     omega = check.array("omega", omega, 3)
-    theta_squared = _squared_norm(omega)
+    theta_squared = elementwise.dot(omega, omega)
     return _isotropic(smooth.cos(theta_squared), smooth.sinc(theta_squared), smooth.cosinc(theta_squared), omega)
 
 
@@ -61,7 +62,7 @@ def compose(R1: Float[ArrayLike, "*batch 3 3"], R2: Float[ArrayLike, "*#batch 3 
     """R1 R2: first R2, then R1."""
     R1, R2 = check.array("R1", R1, 3, 3), check.array("R2", R2, 3, 3)
     check.same_dtype(R1=R1, R2=R2)
-    return _multiply(R1, R2)
+    return elementwise.matmul(R1, R2)
 
 
 def inverse(R: Float[ArrayLike, "*batch 3 3"]) -> Float[Array, "*batch 3 3"]:
@@ -73,7 +74,7 @@ def act(R: Float[ArrayLike, "*batch 3 3"], x: Float[ArrayLike, "*#batch 3"]) -> 
     """R x: the rotated vector."""
     R, x = check.array("R", R, 3, 3), check.array("x", x, 3)
     check.same_dtype(R=R, x=x)
-    return _rotate(R, x)
+    return elementwise.matvec(R, x)
 
 
 def adjoint(R: Float[ArrayLike, "*batch 3 3"]) -> Float[Array, "*batch 3 3"]:
@@ -84,7 +85,7 @@ def adjoint(R: Float[ArrayLike, "*batch 3 3"]) -> Float[Array, "*batch 3 3"]:
 def left_jacobian(omega: Float[ArrayLike, "*batch 3"]) -> Float[Array, "*batch 3 3"]:
     """J_l with exp(ω + δ) = exp(J_l δ) exp(ω) to first order: (sin θ/θ) I + c₂ ω̂ + c₃ ω ωᵀ, any θ."""
     omega = check.array("omega", omega, 3)
-    theta_squared = _squared_norm(omega)
+    theta_squared = elementwise.dot(omega, omega)
     return _isotropic(smooth.sinc(theta_squared), smooth.cosinc(theta_squared), smooth.stumpff(3, theta_squared), omega)
 
 
@@ -114,7 +115,7 @@ def local(R1: Float[ArrayLike, "*batch 3 3"], R2: Float[ArrayLike, "*#batch 3 3"
     check.same_dtype(R1=R1, R2=R2)
     check.rotation("R1", R1)
     check.rotation("R2", R2)
-    return _log(_multiply(jnp.swapaxes(R1, -1, -2), R2))
+    return _log(elementwise.matmul(elementwise.transpose(R1), R2))
 
 
 def distance(R1: Float[ArrayLike, "*batch 3 3"], R2: Float[ArrayLike, "*#batch 3 3"]) -> Float[Array, "..."]:
@@ -129,7 +130,7 @@ def distance(R1: Float[ArrayLike, "*batch 3 3"], R2: Float[ArrayLike, "*#batch 3
 def squared_distance(R1: Float[ArrayLike, "*batch 3 3"], R2: Float[ArrayLike, "*#batch 3 3"]) -> Float[Array, "..."]:
     """The squared angle of R1⁻¹ R2: smooth at R1 = R2, where its gradient is 0 and its Hessian 2 I."""
     omega = local(R1, R2)
-    return _squared_norm(omega)
+    return elementwise.dot(omega, omega)
 
 
 def interpolate(
@@ -156,28 +157,8 @@ def project(M: Float[ArrayLike, "*batch 3 3"]) -> Float[Array, "*batch 3 3"]:
     return _project(check.array("M", M, 3, 3))
 
 
-def sum_of_products(*pairs: tuple[Array | np.ndarray, Array | np.ndarray]) -> Array:
-    """Σ a b, elementwise with broadcasting: a dot that no accelerator rounds down and that XLA writes in one pass."""
-    total = pairs[0][0] * pairs[0][1]
-    for a, b in pairs[1:]:
-        total = total + a * b
-    return total
-
-
-def _squared_norm(x: Array) -> Array:
-    return sum_of_products(*((x[..., k], x[..., k]) for k in range(x.shape[-1])))
-
-
-def _multiply(A: Array, B: Array) -> Array:
-    return sum_of_products(*((A[..., :, k, None], B[..., None, k, :]) for k in range(3)))
-
-
-def _rotate(A: Array, x: Array) -> Array:
-    return sum_of_products(*((A[..., :, k], x[..., k, None]) for k in range(3)))
-
-
 def _vee(matrix: Array) -> Array:
-    skew = matrix - jnp.swapaxes(matrix, -1, -2)
+    skew = matrix - elementwise.transpose(matrix)
     return jnp.stack([skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0]], axis=-1) / 2
 
 
@@ -189,11 +170,9 @@ def _isotropic(a: Array, b: Array, c: Array, omega: Array) -> Array:
 
 
 def _left_jacobian_inverse(omega: Array) -> Array:
-    theta_squared = _squared_norm(omega)
+    theta_squared = elementwise.dot(omega, omega)
     k = smooth.cotangent_coefficient(theta_squared)
-    quarter = theta_squared / 4
-    diagonal = smooth.cos(quarter) / smooth.sinc(quarter)  # (θ/2) cot(θ/2): loses no digits where it vanishes, at π
-    return _isotropic(diagonal, jnp.full_like(k, -0.5), k, omega)
+    return _isotropic(smooth.half_cotangent(theta_squared), jnp.full_like(k, -0.5), k, omega)
 
 
 @jax.custom_jvp
@@ -205,8 +184,8 @@ def _log(R: Array) -> Array:
 def _log_jvp(primals, tangents):
     (R,), (R_dot,) = primals, tangents
     omega = _log(R)
-    body = _vee(_multiply(jnp.swapaxes(R, -1, -2), R_dot))
-    return omega, _rotate(_left_jacobian_inverse(-omega), body)
+    body = _vee(elementwise.matmul(elementwise.transpose(R), R_dot))
+    return omega, elementwise.matvec(_left_jacobian_inverse(-omega), body)
 
 
 def _quaternion_direction(R: Array) -> tuple[Array, tuple[Array, Array, Array]]:
@@ -235,9 +214,8 @@ def _rotation_vector(w: Array, v: tuple[Array, Array, Array]) -> Array:
     """2 atan2(|v|, w) v/|v| for any positive multiple of a quaternion (w, v)."""
     x, y, z = v
     squared = x * x + y * y + z * z
-    tiny = squared < jnp.finfo(w.dtype).eps ** 2 * (
-        w * w
-    )  # atan2(|v|, w)/|v| = 1/w to the last digit, and no underflow
+    # There atan2(|v|, w)/|v| = 1/w to the last digit, and |v|² may underflow.
+    tiny = squared < float(jnp.finfo(w.dtype).eps) ** 2 * (w * w)
     length = jnp.sqrt(jnp.where(tiny, 1, squared))
     ratio = jnp.where(tiny, 2 / jnp.where(tiny, w, 1), 2 * jnp.arctan2(length, w) / length)
     return ratio[..., None] * jnp.stack([x, y, z], axis=-1)
@@ -247,7 +225,7 @@ def _from_quaternion(q: Array) -> Array:
     """The rotation of a quaternion of any length > 0."""
     q = q / smooth.norm(q, keepdims=True)
     w, v = q[..., 0], q[..., 1:]
-    return _isotropic(w * w - _squared_norm(v), 2 * w, jnp.full_like(w, 2), v)
+    return _isotropic(w * w - elementwise.dot(v, v), 2 * w, jnp.full_like(w, 2), v)
 
 
 @jax.custom_jvp
@@ -256,7 +234,7 @@ def _project(M: Array) -> Array:
     M = M / jnp.where(largest > 0, largest, 1)
     R = _from_quaternion(_dominant_quaternion(M))
     for _ in range(2):
-        R = _multiply(R, exp(_newton_step(R, M, M)))
+        R = elementwise.matmul(R, exp(_newton_step(R, M, M)))
     return R
 
 
@@ -264,7 +242,7 @@ def _project(M: Array) -> Array:
 def _project_jvp(primals, tangents):
     (M,), (M_dot,) = primals, tangents
     R = _project(M)
-    return R, _multiply(R, hat(_newton_step(R, M, M_dot)))
+    return R, elementwise.matmul(R, hat(_newton_step(R, M, M_dot)))
 
 
 def _newton_step(R: Array, M: Array, M_dot: Array) -> Array:
@@ -272,24 +250,24 @@ def _newton_step(R: Array, M: Array, M_dot: Array) -> Array:
 
     The eigenvalues of tr(S) I − S are s2 + s3, s1 + s3, s1 + s2; adj/det with a determinant that rounds to 0 gives 0.
     """
-    A = _multiply(jnp.swapaxes(R, -1, -2), M)
+    A = elementwise.matmul(elementwise.transpose(R), M)
     scale = jax.lax.stop_gradient(jnp.max(jnp.abs(A), axis=(-2, -1)))  # ω does not depend on it
     inverse_scale = smooth.divide(jnp.ones_like(scale), scale)[..., None, None]
     A = A * inverse_scale
-    S = (A + jnp.swapaxes(A, -1, -2)) / 2
+    S = (A + elementwise.transpose(A)) / 2
     G = (S[..., 0, 0] + S[..., 1, 1] + S[..., 2, 2])[..., None, None] * np.eye(3, dtype=R.dtype) - S
     columns = G[..., 0], G[..., 1], G[..., 2]
-    adjugate = [jnp.cross(columns[1], columns[2]), jnp.cross(columns[2], columns[0]), jnp.cross(columns[0], columns[1])]
-    determinant = _dot(columns[0], adjugate[0])
+    adjugate = [
+        elementwise.cross(columns[1], columns[2]),
+        elementwise.cross(columns[2], columns[0]),
+        elementwise.cross(columns[0], columns[1]),
+    ]
+    determinant = elementwise.dot(columns[0], adjugate[0])
     floor = 8 * float(jnp.finfo(R.dtype).eps)
     damping = jnp.where(jnp.abs(determinant) < floor, floor**2, 0)
     reciprocal = smooth.divide(determinant, determinant * determinant + damping)
-    body = 2 * _vee(_multiply(jnp.swapaxes(R, -1, -2), M_dot * inverse_scale))
-    return reciprocal[..., None] * jnp.stack([_dot(row, body) for row in adjugate], axis=-1)
-
-
-def _dot(x: Array, y: Array) -> Array:
-    return sum_of_products(*((x[..., k], y[..., k]) for k in range(3)))
+    body = 2 * _vee(elementwise.matmul(elementwise.transpose(R), M_dot * inverse_scale))
+    return reciprocal[..., None] * jnp.stack([elementwise.dot(row, body) for row in adjugate], axis=-1)
 
 
 def _dominant_quaternion(M: Array) -> Array:
@@ -310,7 +288,7 @@ def _dominant_quaternion(M: Array) -> Array:
 
     def square(_, B):
         B = B / jnp.sum(B * eye, axis=(-2, -1), keepdims=True)
-        return sum_of_products(*((B[..., :, k, None], B[..., None, k, :]) for k in range(4)))
+        return elementwise.matmul(B, B)
 
     B = jax.lax.fori_loop(0, 6 - int(np.log2(float(jnp.finfo(M.dtype).eps))), square, B)
     diagonal = jnp.sum(B * eye, axis=-1)
