@@ -8,7 +8,7 @@ import importlib.util
 import warnings
 from pathlib import Path
 
-_OURS = Path(__file__).resolve().parents[1] / "ot"
+_OURS = Path(__file__).parents[1] / "ot"
 _WHY = "POT and haar cannot share one environment, because both are imported as `ot`."
 
 
@@ -51,7 +51,7 @@ def refuse_strangers(package: str) -> None:
     except ValueError:  # a module without a spec was put into sys.modules by hand
         found = None
     origin = found.origin if found else None
-    if origin is None or Path(origin).resolve().parent != _OURS:
+    if origin is None or Path(origin).resolve().parent != _OURS.resolve():
         place = Path(origin) if origin else None
         if place is not None and _holds_pot(place.parent):
             what = f"POT (Python Optimal Transport) in {place.parent}"
