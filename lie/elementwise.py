@@ -1,4 +1,4 @@
-"""Dots over axes of two or three entries, written out as sums of broadcast products.
+"""Small matrices: dots over axes of a few entries, written out as sums of broadcast products.
 
 No accelerator rounds such a sum down to bfloat16 or TF32, and XLA writes the whole result in one pass over memory:
 a million 3x3 products run 2.8 times faster than `A @ B` would (CPU, float32).
@@ -41,3 +41,10 @@ def cross(x: Array, y: Array) -> Array:
 def transpose(A: Array) -> Array:
     """Aᵀ: the last two axes swapped."""
     return jnp.swapaxes(A, -1, -2)
+
+
+def bordered(block: Array, column: Array, corner: int) -> Array:
+    """[[block, column], [0, corner]]."""
+    top = jnp.concatenate([block, column[..., None]], axis=-1)
+    last = jnp.array([0] * (top.shape[-1] - 1) + [corner], top.dtype)
+    return jnp.concatenate([top, jnp.broadcast_to(last, (*top.shape[:-2], 1, top.shape[-1]))], axis=-2)

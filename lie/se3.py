@@ -30,7 +30,7 @@ def identity(shape: tuple[int, ...] = (), dtype: Any = jnp.float32) -> Pose:
 def matrix_from_pose(T: Pose) -> Float[Array, "*batch 4 4"]:
     """The homogeneous matrix [[R, t], [0, 1]]."""
     R, t = _parts("T", T)
-    return _bordered(R, t, 1)
+    return elementwise.bordered(R, t, 1)
 
 
 def pose_from_matrix(matrix: Float[ArrayLike, "*batch 4 4"]) -> Pose:
@@ -43,7 +43,7 @@ def pose_from_matrix(matrix: Float[ArrayLike, "*batch 4 4"]) -> Pose:
 def hat(xi: Float[ArrayLike, "*batch 6"]) -> Float[Array, "*batch 4 4"]:
     """The matrix [[ω̂, v], [0, 0]], whose matrix exponential is that of `exp`."""
     v, omega = _halves("xi", xi)
-    return _bordered(so3.hat(omega), v, 0)
+    return elementwise.bordered(so3.hat(omega), v, 0)
 
 
 def vee(matrix: Float[ArrayLike, "*batch 4 4"]) -> Float[Array, "*batch 6"]:
@@ -199,12 +199,6 @@ def _difference(T1: Pose, T2: Pose, length: float) -> Array:
     apart = (t2 - t1) / jnp.asarray(length, omega.dtype)
     shape = jnp.broadcast_shapes(apart.shape, omega.shape)
     return jnp.concatenate([jnp.broadcast_to(apart, shape), jnp.broadcast_to(omega, shape)], axis=-1)
-
-
-def _bordered(block: Array, column: Array, corner: int) -> Array:
-    top = jnp.concatenate([block, column[..., None]], axis=-1)
-    last = jnp.array([0, 0, 0, corner], top.dtype)
-    return jnp.concatenate([top, jnp.broadcast_to(last, (*top.shape[:-2], 1, 4))], axis=-2)
 
 
 def _dual(block: Array, coupling: Array) -> Array:

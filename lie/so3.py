@@ -44,7 +44,7 @@ def exp(omega: Float[ArrayLike, "*batch 3"]) -> Float[Array, "*batch 3 3"]:
     """
     omega = check.array("omega", omega, 3)
     theta_squared = elementwise.dot(omega, omega)
-    return _isotropic(smooth.cos(theta_squared), smooth.sinc(theta_squared), smooth.cosinc(theta_squared), omega)
+    return isotropic(smooth.cos(theta_squared), smooth.sinc(theta_squared), smooth.cosinc(theta_squared), omega)
 
 
 def log(R: Float[ArrayLike, "*batch 3 3"]) -> Float[Array, "*batch 3"]:
@@ -86,7 +86,7 @@ def left_jacobian(omega: Float[ArrayLike, "*batch 3"]) -> Float[Array, "*batch 3
     """J_l with exp(ω + δ) = exp(J_l δ) exp(ω) to first order: (sin θ/θ) I + c₂ ω̂ + c₃ ω ωᵀ, any θ."""
     omega = check.array("omega", omega, 3)
     theta_squared = elementwise.dot(omega, omega)
-    return _isotropic(smooth.sinc(theta_squared), smooth.cosinc(theta_squared), smooth.stumpff(3, theta_squared), omega)
+    return isotropic(smooth.sinc(theta_squared), smooth.cosinc(theta_squared), smooth.stumpff(3, theta_squared), omega)
 
 
 def right_jacobian(omega: Float[ArrayLike, "*batch 3"]) -> Float[Array, "*batch 3 3"]:
@@ -162,7 +162,7 @@ def _vee(matrix: Array) -> Array:
     return jnp.stack([skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0]], axis=-1) / 2
 
 
-def _isotropic(a: Array, b: Array, c: Array, omega: Array) -> Array:
+def isotropic(a: Array, b: Array, c: Array, omega: Array) -> Array:
     """a I + b ω̂ + c ω ωᵀ."""
     a, b, c = a[..., None, None], b[..., None, None], c[..., None, None]
     outer = omega[..., :, None] * omega[..., None, :]
@@ -172,12 +172,12 @@ def _isotropic(a: Array, b: Array, c: Array, omega: Array) -> Array:
 def _left_jacobian_inverse(omega: Array) -> Array:
     theta_squared = elementwise.dot(omega, omega)
     k = smooth.cotangent_coefficient(theta_squared)
-    return _isotropic(smooth.half_cotangent(theta_squared), jnp.full_like(k, -0.5), k, omega)
+    return isotropic(smooth.half_cotangent(theta_squared), jnp.full_like(k, -0.5), k, omega)
 
 
 @jax.custom_jvp
 def _log(R: Array) -> Array:
-    return _rotation_vector(*_quaternion_direction(R))
+    return smooth.rotation_vector(*_quaternion_direction(R))
 
 
 @_log.defjvp
@@ -188,8 +188,8 @@ def _log_jvp(primals, tangents):
     return omega, elementwise.matvec(_left_jacobian_inverse(-omega), body)
 
 
-def _quaternion_direction(R: Array) -> tuple[Array, tuple[Array, Array, Array]]:
-    """w >= 0 and v of a positive multiple of R's quaternion: the column of 4 q qᵀ with the largest diagonal entry."""
+def _quaternion_direction(R: Array) -> tuple[Array, ...]:
+    """w >= 0, x, y, z of a multiple of R's quaternion: the column of 4 q qᵀ with the largest diagonal entry."""
     m = [[R[..., i, j] for j in range(3)] for i in range(3)]
     wx, wy, wz = m[2][1] - m[1][2], m[0][2] - m[2][0], m[1][0] - m[0][1]
     xy, xz, yz = m[1][0] + m[0][1], m[0][2] + m[2][0], m[2][1] + m[1][2]
@@ -207,25 +207,14 @@ def _quaternion_direction(R: Array) -> tuple[Array, tuple[Array, Array, Array]]:
     w = select(ww, wx, wy, wz)
     v = select(wx, xx, xy, xz), select(wy, xy, yy, yz), select(wz, xz, yz, zz)
     flip = w < 0
-    return jnp.abs(w), tuple(jnp.where(flip, -x, x) for x in v)
-
-
-def _rotation_vector(w: Array, v: tuple[Array, Array, Array]) -> Array:
-    """2 atan2(|v|, w) v/|v| for any positive multiple of a quaternion (w, v)."""
-    x, y, z = v
-    squared = x * x + y * y + z * z
-    # There atan2(|v|, w)/|v| = 1/w to the last digit, and |v|² may underflow.
-    tiny = squared < float(jnp.finfo(w.dtype).eps) ** 2 * (w * w)
-    length = jnp.sqrt(jnp.where(tiny, 1, squared))
-    ratio = jnp.where(tiny, 2 / jnp.where(tiny, w, 1), 2 * jnp.arctan2(length, w) / length)
-    return ratio[..., None] * jnp.stack([x, y, z], axis=-1)
+    return jnp.abs(w), *(jnp.where(flip, -x, x) for x in v)
 
 
 def _from_quaternion(q: Array) -> Array:
     """The rotation of a quaternion of any length > 0."""
     q = q / smooth.norm(q, keepdims=True)
     w, v = q[..., 0], q[..., 1:]
-    return _isotropic(w * w - elementwise.dot(v, v), 2 * w, jnp.full_like(w, 2), v)
+    return isotropic(w * w - elementwise.dot(v, v), 2 * w, jnp.full_like(w, 2), v)
 
 
 @jax.custom_jvp
