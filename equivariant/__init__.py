@@ -1,3 +1,5 @@
 """Layers and networks that commute with the groups of `lie`: Flax NNX modules over pure functions of arrays."""
 
 import lie  # noqa: F401  first, for HAAR_CHECK's import hook and the warning where POT's files are mixed in
+
+__all__: list[str] = []

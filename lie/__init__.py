@@ -16,6 +16,7 @@ __all__ = [
     "charts",
     "check",
     "densities",
+    "elementwise",
     "euclidean",
     "group",
     "harmonics",
