@@ -185,7 +185,8 @@ def _jacobian_inverse(mpmath: ModuleType, omega: list[str]) -> Any:
 
 
 def _region(row: Row) -> str:
-    return _REGIONS.get(row["region"], row["region"])
+    region = row["region"]
+    return _REGIONS.get(region, region)
 
 
 def _floats(entry: Any) -> Any:

@@ -142,7 +142,7 @@ def compile_seconds(calls: Mapping[str, tuple[Call, tuple[Any, ...]]], rounds: i
 @contextmanager
 def compiling_anew() -> Iterator[None]:
     """No executable is read from or written to a persistent cache inside."""
-    enabled = jax.config.jax_enable_compilation_cache
+    enabled = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()  # jax looks at the flag once, until told to forget
     try:

@@ -1,6 +1,7 @@
 """The benchmarks' own logic on made-up figures: gate, baseline, discovery, interleaving. No timing is tested."""
 
 import json
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,9 @@ from benchmarks import gate, harness
 from benchmarks.harness import Metric, Options
 
 
-def metric(name="exp/1e5", value=2.0, direction="higher", tolerance=0.25, **fields):
+def metric(
+    name="exp/1e5", value=2.0, direction: Literal["higher", "lower"] = "higher", tolerance=0.25, **fields
+) -> Metric:
     return Metric(name, value, "x", direction, tolerance, **fields)
 
 
@@ -200,9 +203,9 @@ def test_compilation_is_measured_cold(monkeypatch):
         traced.append(x)
         return jnp.sin(x)
 
-    enabled = jax.config.jax_enable_compilation_cache
+    enabled = jax.config.values["jax_enable_compilation_cache"]
     timings = harness.compile_seconds({"sin": (function, (jnp.ones(3),))}, rounds=3)
-    assert jax.config.jax_enable_compilation_cache is enabled
+    assert jax.config.values["jax_enable_compilation_cache"] is enabled
     assert len(traced) == 3  # traced anew in every round: nothing was taken from a cache
     assert len(timings.seconds["sin"]) == 3
 
