@@ -11,12 +11,6 @@ from lie import check, elementwise, smooth
 
 dimension = 3
 
-# E[k] = hat(e_k), so that hat(ω) is a sum of three broadcast products: XLA writes it in one pass, where stacking nine
-# components would recompute the arithmetic of every component nine times.
-_GENERATORS = np.array(
-    [[[0, 0, 0], [0, 0, -1], [0, 1, 0]], [[0, 0, 1], [0, 0, 0], [-1, 0, 0]], [[0, -1, 0], [1, 0, 0], [0, 0, 0]]]
-)
-
 
 def identity(shape: tuple[int, ...] = (), dtype: Any = jnp.float32) -> Float[Array, "..."]:
     """The rotation by 0, `shape` times: (*shape, 3, 3)."""
@@ -26,9 +20,10 @@ def identity(shape: tuple[int, ...] = (), dtype: Any = jnp.float32) -> Float[Arr
 def hat(omega: Float[ArrayLike, "*batch 3"]) -> Float[Array, "*batch 3 3"]:
     """The skew matrix ω̂ with ω̂ x = ω × x."""
     omega = check.array("omega", omega, 3)
-    basis = _GENERATORS.astype(omega.dtype)
-    x, y, z = (omega[..., k, None, None] for k in range(3))
-    return x * basis[0] + y * basis[1] + z * basis[2]
+    x, y, z = omega[..., 0], omega[..., 1], omega[..., 2]
+    zero = jnp.zeros_like(x)
+    rows = [[zero, -z, y], [z, zero, -x], [-y, x, zero]]
+    return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
 
 
 def vee(matrix: Float[ArrayLike, "*batch 3 3"]) -> Float[Array, "*batch 3"]:
@@ -40,11 +35,13 @@ def vee(matrix: Float[ArrayLike, "*batch 3 3"]) -> Float[Array, "*batch 3"]:
 def exp(omega: Float[ArrayLike, "*batch 3"]) -> Float[Array, "*batch 3 3"]:
     """Rotation by |ω| radians about ω, right-handed: exp(ω̂) = cos θ I + (sin θ/θ) ω̂ + ((1 − cos θ)/θ²) ω ωᵀ.
 
-    The coefficients are entire in θ² (`smooth`), so all derivatives exist at ω = 0. Source: Rodrigues' formula.
+    By the half angle, w = cos(θ/2) and s = sin(θ/2)/(θ/2): the coefficients are w² − s² θ²/4, w s and s²/2, entire
+    in θ², so all derivatives exist at ω = 0. Any θ. Source: Rodrigues' formula.
     """
     omega = check.array("omega", omega, 3)
-    theta_squared = elementwise.dot(omega, omega)
-    return isotropic(smooth.cos(theta_squared), smooth.sinc(theta_squared), smooth.cosinc(theta_squared), omega)
+    quarter = elementwise.dot(omega, omega) / 4
+    w, s = smooth.cos(quarter), smooth.sinc(quarter)
+    return isotropic(w * w - quarter * s * s, w * s, s * s / 2, omega)
 
 
 def log(R: Float[ArrayLike, "*batch 3 3"]) -> Float[Array, "*batch 3"]:
@@ -163,10 +160,17 @@ def _vee(matrix: Array) -> Array:
 
 
 def isotropic(a: Array, b: Array, c: Array, omega: Array) -> Array:
-    """a I + b ω̂ + c ω ωᵀ."""
-    a, b, c = a[..., None, None], b[..., None, None], c[..., None, None]
-    outer = omega[..., :, None] * omega[..., None, :]
-    return a * np.eye(3, dtype=omega.dtype) + b * hat(omega) + c * outer
+    """a I + b ω̂ + c ω ωᵀ, for arrays a, b, c (*batch) and ω (*batch, 3).
+
+    Written as rows: XLA then evaluates each entry alone, without recomputing the coefficients for every zero. For a
+    million float32 rotations 42 ms, where one stack of nine takes 111, broadcast products 50 and a transpose 64.
+    """
+    x, y, z = omega[..., 0], omega[..., 1], omega[..., 2]
+    bx, by, bz = b * x, b * y, b * z
+    cx, cy, cz = c * x, c * y, c * z
+    xy, xz, yz = cx * y, cx * z, cy * z
+    rows = [[a + cx * x, xy - bz, xz + by], [xy + bz, a + cy * y, yz - bx], [xz - by, yz + bx, a + cz * z]]
+    return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
 
 
 def _left_jacobian_inverse(omega: Array) -> Array:
@@ -177,7 +181,9 @@ def _left_jacobian_inverse(omega: Array) -> Array:
 
 @jax.custom_jvp
 def _log(R: Array) -> Array:
-    return smooth.rotation_vector(*_quaternion_direction(R))
+    w, x, y, z = _quaternion_direction(R)
+    ratio = smooth.angle_ratio(w, x * x + y * y + z * z)
+    return jnp.stack([ratio * x, ratio * y, ratio * z], axis=-1)
 
 
 @_log.defjvp

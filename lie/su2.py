@@ -175,7 +175,13 @@ def _project(q: Array) -> Array:
 
 @jax.custom_jvp
 def _log(q: Array) -> Array:
-    return smooth.rotation_vector(q[..., 0], q[..., 1], q[..., 2], q[..., 3])
+    w, v = q[..., 0], q[..., 1:]
+    short = smooth.angle_ratio(jnp.abs(w), elementwise.dot(v, v))
+    length = smooth.norm(v)
+    opposite = (w < 0) & (length == 0)
+    ratio = jnp.where(w < 0, smooth.divide(jnp.full_like(w, 2 * jnp.pi), length) - short, short)
+    x_axis = np.array([2 * np.pi, 0, 0], q.dtype)
+    return jnp.where(opposite[..., None], x_axis, ratio[..., None] * v)
 
 
 @_log.defjvp
