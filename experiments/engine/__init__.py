@@ -1,0 +1,1 @@
+"""The engine runs experiments: it owns the loop, seeds, checkpoints, records and pictures; an experiment is pure."""

@@ -1,0 +1,406 @@
+"""Satorras et al. 2021, Table 2: EGNN predicts charged particles, test MSE 0.0071; GNN and radial field do worse.
+
+Command: `python -m experiments run nbody --preset cpu` (about 4 minutes on 2 cores; expected: EGNN 0.0072, GNN 0.011).
+Five particles with charges ±1, frame 30 -> frame 40 of a simulated trajectory, 3000 trajectories to learn from. The
+published protocol: Adam, batch 100, 10000 epochs, test error at the epoch of the best validation error.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float
+from matplotlib.figure import Figure
+
+from equivariant import egnn, radial_field
+from experiments.engine import dataset, style
+from experiments.engine.exits import Refused
+from experiments.engine.experiment import Result, Row
+from experiments.simulators import charged_particles
+from experiments.simulators.charged_particles import Sample
+from lie import so3
+
+SPLITS = ("train", "valid", "test")
+MODELS = ("radial_field", "gnn", "egnn")
+LABELS = {"linear": "Linear", "radial_field": "Radial field", "gnn": "GNN", "egnn": "EGNN"}
+ROTATIONS = 8  # of the test set, for the final figures of equivariance
+WATCHED = 2000  # test samples, at most, whose discrepancy under a rotation is measured
+
+
+@dataclass(frozen=True)
+class Config:
+    """The published protocol; presets change only its length and the amount of data."""
+
+    epochs: int = 10_000
+    """Passes over the training set."""
+    test_every: int = 5
+    """Epochs between two evaluations; they also choose the epoch whose test error counts."""
+    train_samples: int = 3000
+    """Training trajectories, at most 10000."""
+    test_samples: int = 2000
+    """Validation and test trajectories each, at most 2000."""
+    batch: int = 100
+    hidden: int = 64
+    layers: int = 4
+    rate_egnn: float = 5e-4
+    rate_gnn: float = 1e-3
+    rate_radial_field: float = 2e-4
+    weight_decay: float = 1e-12
+    data_seed: int = 43
+    """Seed of the published generator; 10000 + 2000 + 2000 trajectories are drawn whatever is used of them."""
+    dataset: str = ""
+    """An .npz of ours or a folder of the original repository's .npy files; default: the data folder, else simulate."""
+
+    def __post_init__(self) -> None:
+        for field in ("epochs", "test_every", "train_samples", "test_samples", "batch", "hidden", "layers"):
+            if getattr(self, field) < 1:
+                raise Refused(f"{field}: expected at least 1, got {getattr(self, field)}")
+        if self.batch > self.train_samples:
+            raise Refused(f"batch: expected at most train_samples = {self.train_samples}, got {self.batch}")
+
+
+PRESETS = {
+    "smoke": Config(epochs=10, train_samples=300, test_samples=200),
+    "cpu": Config(epochs=200),
+    "paper": Config(),
+}
+
+
+class Best(NamedTuple):
+    """The model at its best validation error so far."""
+
+    validation: Array
+    test: Array
+    parameters: Any
+
+
+class Training(NamedTuple):
+    parameters: Any
+    optimizer: Any
+    best: Best
+
+
+class State(NamedTuple):
+    key: Array
+    epoch: Array
+    trainings: dict[str, Training]
+
+
+Metrics = dict[str, Array]
+
+
+class GNN(nnx.Module):
+    """The paper's baseline: messages between absolute positions; it knows no symmetry but permutations."""
+
+    def __init__(self, hidden: int, layers: int, *, rngs: nnx.Rngs) -> None:
+        linear = partial(nnx.Linear, kernel_init=_torch_initial, bias_init=nnx.initializers.zeros, rngs=rngs)
+        self.embedding = linear(6, hidden)
+        self.edge = nnx.List([linear(2 * hidden + 1, hidden) for _ in range(layers)])
+        self.edge_2 = nnx.List([linear(hidden, hidden) for _ in range(layers)])
+        self.node = nnx.List([linear(2 * hidden, hidden) for _ in range(layers)])
+        self.node_2 = nnx.List([linear(hidden, hidden) for _ in range(layers)])
+        self.decoder = linear(hidden, hidden)
+        self.decoder_2 = linear(hidden, 3)
+
+    def __call__(
+        self, x: Float[Array, "batch n 3"], v: Float[Array, "batch n 3"], q: Float[Array, "batch n"]
+    ) -> Float[Array, "batch n 3"]:
+        h = self.embedding(jnp.moveaxis(jnp.concatenate([x, v], axis=-1), 1, 0))
+        hidden, products = h.shape[-1], q.T[:, None, :, None] * egnn.others(q.T[..., None])
+        for edge, edge_2, node, node_2 in zip(self.edge, self.edge_2, self.node, self.node_2, strict=True):
+            # The first edge matrix acts on (h_i, h_j, q_i q_j): per node where it can, as in egnn.message_passing.
+            kernel, bias = edge.kernel[...], edge.bias[...]
+            receiver, sender = jnp.split(h @ jnp.concatenate([kernel[:hidden], kernel[hidden:-1]], axis=1), 2, axis=-1)
+            pairs = (receiver + bias)[:, None] + egnn.others(sender) + products * kernel[-1]
+            messages = egnn.silu(edge_2(egnn.silu(pairs)))
+            h = h + node_2(egnn.silu(node(jnp.concatenate([h, jnp.sum(messages, axis=1)], axis=-1))))
+        return jnp.moveaxis(self.decoder_2(egnn.silu(self.decoder(h))), 0, 1)
+
+
+def _torch_initial(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32, *_: Any) -> Array:
+    bound = 1 / math.sqrt(shape[0])
+    return jax.random.uniform(key, shape, dtype, minval=-bound, maxval=bound)
+
+
+def _egnn(model: egnn.EGNN, x: Array, v: Array, q: Array) -> Array:
+    speed = jnp.sqrt(jnp.sum(v * v, axis=-1, keepdims=True))
+    return model(speed, x, v, _pair_features(x, q)).position
+
+
+def _radial_field(model: radial_field.RadialField, x: Array, v: Array, q: Array) -> Array:
+    return model(x, v, _pair_features(x, q))
+
+
+def _pair_features(x: Array, q: Array) -> Array:
+    """(q_i q_j, |x_i − x_j|²) of the input frame, the edge attributes of the published models."""
+    difference = x[:, :, None] - x[:, None]
+    return jnp.stack([q[:, :, None] * q[:, None], jnp.sum(difference * difference, axis=-1)], axis=-1)
+
+
+class Model(NamedTuple):
+    build: Callable[[nnx.Rngs], nnx.Module]
+    predict: Callable[..., Array]
+    rate: float
+
+
+def _models(config: Config) -> dict[str, Model]:
+    shape = {"hidden": config.hidden, "layers": config.layers}
+    return {
+        "radial_field": Model(
+            lambda rngs: radial_field.RadialField(**shape, rngs=rngs), _radial_field, config.rate_radial_field
+        ),
+        "gnn": Model(lambda rngs: GNN(**shape, rngs=rngs), lambda model, x, v, q: model(x, v, q), config.rate_gnn),
+        "egnn": Model(lambda rngs: egnn.EGNN(**shape, rngs=rngs), _egnn, config.rate_egnn),
+    }
+
+
+def _predictor(config: Config, name: str) -> Callable[[Any, Array, Array, Array], Array]:
+    """predict(parameters, x, v, q) of a model; the module is rebuilt around the parameters while tracing."""
+    model = _models(config)[name]
+    graph, _ = nnx.split(nnx.eval_shape(lambda: model.build(nnx.Rngs(0))))
+    return lambda parameters, x, v, q: model.predict(nnx.merge(graph, parameters), x, v, q)
+
+
+def _optimizer(config: Config, name: str) -> optax.GradientTransformation:
+    return optax.chain(optax.add_decayed_weights(config.weight_decay), optax.adam(_models(config)[name].rate))
+
+
+def data(config: Config, folder: Path | None) -> dict[str, Sample]:
+    """Splits by name: from `config.dataset`, else from the data folder, else simulated (and kept for the next run)."""
+    usual = folder / "nbody" / "nbody_small_seed43.npz" if folder else None
+    if config.dataset:
+        splits = _read(Path(config.dataset).expanduser())
+    elif usual and usual.exists() and config.data_seed == 43 and config.train_samples <= 3000:
+        splits = _read(usual)
+    else:
+        splits = _simulated(config)
+    sizes = dict(zip(SPLITS, (config.train_samples, config.test_samples, config.test_samples), strict=True))
+    for split, size in sizes.items():
+        if len(splits[split].charge) < size:
+            raise Refused(f"{split}: {size} trajectories are asked for, the data set has {len(splits[split].charge)}")
+    return {split: Sample(*(jnp.asarray(a[: sizes[split]]) for a in splits[split])) for split in SPLITS}
+
+
+def _simulated(config: Config) -> dict[str, Sample]:
+    recipe = {"seed": config.data_seed, "counts": (10_000, 2000, 2000)}
+    recipe["keep"] = (max(config.train_samples, 300), config.test_samples, config.test_samples)
+
+    def make() -> dict[str, np.ndarray]:
+        print("simulating the data set (once per machine, about 20 s)", flush=True)
+        samples = charged_particles.generate(config.data_seed, recipe["counts"], recipe["keep"])
+        return {
+            f"{split}_{field}": value
+            for split, sample in zip(SPLITS, samples, strict=True)
+            for field, value in sample._asdict().items()
+        }
+
+    arrays = dataset.cached("nbody", recipe, make)
+    return {split: Sample(*(arrays[f"{split}_{field}"] for field in Sample._fields)) for split in SPLITS}
+
+
+def _read(path: Path) -> dict[str, Sample]:
+    """Our .npz (x0, v0, x1, q per split) or the original repository's folder of .npy trajectories."""
+    if not path.exists():
+        raise Refused(f"dataset: {path} does not exist; leave it out to simulate the data set")
+    if path.is_file():
+        arrays = dataset.load(path)
+        try:
+            return {
+                s: Sample(arrays[f"{s}_x0"], arrays[f"{s}_v0"], arrays[f"{s}_q"], arrays[f"{s}_x1"]) for s in SPLITS
+            }
+        except KeyError as error:
+            raise Refused(f"dataset: {path} has no array {error}; expected <split>_x0, _v0, _x1, _q") from error
+    splits = {}
+    for split in SPLITS:
+        parts = {}
+        for part in ("loc", "vel", "charges"):
+            file = path / f"{part}_{split}_charged5_initvel1small.npy"
+            if not file.exists():
+                raise Refused(f"dataset: {file} is missing; expected the original repository's files in {path}")
+            parts[part] = np.load(file, allow_pickle=False).astype(np.float32)
+        frames = {part: parts[part].swapaxes(2, 3) for part in ("loc", "vel")}  # (samples, frames, particles, 3)
+        charge = parts["charges"].reshape(len(parts["charges"]), -1)
+        splits[split] = Sample(frames["loc"][:, 30], frames["vel"][:, 30], charge, frames["loc"][:, 40])
+    return splits
+
+
+def init(config: Config, key: Array, data: dict[str, Sample]) -> State:
+    """Untrained models, each from its own key."""
+    key, *model_keys = jax.random.split(key, 1 + len(MODELS))
+    trainings = {}
+    for name, model_key in zip(MODELS, model_keys, strict=True):
+        _, parameters = nnx.split(_models(config)[name].build(nnx.Rngs(params=model_key)))
+        worst = jnp.float32(jnp.inf)
+        trainings[name] = Training(
+            parameters,
+            _optimizer(config, name).init(parameters),
+            Best(worst, worst, jax.tree.map(jnp.copy, parameters)),
+        )
+    return State(key, jnp.int32(0), trainings)
+
+
+def blocks(config: Config) -> int:
+    """How often `advance` is called."""
+    return math.ceil(config.epochs / config.test_every)
+
+
+def done(config: Config, state: State) -> bool:
+    return int(state.epoch) >= config.epochs
+
+
+def advance(config: Config, state: State, data: dict[str, Sample]) -> tuple[State, Metrics]:
+    """`test_every` epochs of every model on the same batches, then validation and test errors."""
+    key, shuffle_key, rotation_key = jax.random.split(state.key, 3)
+    steps = config.train_samples // config.batch
+    orders = jax.vmap(lambda k: jax.random.permutation(k, config.train_samples)[: steps * config.batch])
+    batches = orders(jax.random.split(shuffle_key, config.test_every)).reshape(-1, config.batch)
+    R = so3.sample((), jnp.float32, key=rotation_key)
+    metrics: Metrics = {"epoch": state.epoch + config.test_every}
+    trainings = {}
+    for name in MODELS:
+        predict, optimizer = _predictor(config, name), _optimizer(config, name)
+
+        def step(carry: tuple[Any, Any], batch: Array, predict=predict, optimizer=optimizer) -> tuple[Any, Array]:
+            parameters, moments = carry
+            sample = jax.tree.map(lambda a: a[batch], data["train"])
+            error, gradient = jax.value_and_grad(lambda p: _mse(predict, p, sample))(parameters)
+            updates, moments = optimizer.update(gradient, moments, parameters)
+            return (optax.apply_updates(parameters, updates), moments), error
+
+        training = state.trainings[name]
+        (parameters, moments), errors = lax.scan(step, (training.parameters, training.optimizer), batches)
+        validation, test, discrepancy = evaluate(config, partial(predict, parameters), data, R)
+        better = validation < training.best.validation
+        best = jax.tree.map(partial(jnp.where, better), Best(validation, test, parameters), training.best)
+        trainings[name] = Training(parameters, moments, best)
+        metrics |= {
+            f"{name}_train_mse": jnp.mean(errors[-steps:]),
+            f"{name}_validation_mse": validation,
+            f"{name}_test_mse": test,
+            f"{name}_discrepancy": discrepancy,
+        }
+    return State(key, state.epoch + config.test_every, trainings), metrics
+
+
+def _mse(predict: Callable[..., Array], parameters: Any, sample: Sample) -> Array:
+    prediction = predict(parameters, sample.position, sample.velocity, sample.charge)
+    return jnp.mean((prediction - sample.target) ** 2)
+
+
+def evaluate(
+    config: Config, predict: Callable[[Array, Array, Array], Array], data: dict[str, Sample], R: Float[Array, "3 3"]
+) -> tuple[Array, Array, Array]:
+    """Validation MSE, test MSE and mean |f(R x) − R f(x)|² per coordinate on the first WATCHED test samples.
+
+    All predictions come from one loop over batches: compiled once, and small enough to stay in the caches.
+    """
+    valid, test = data["valid"], data["test"]
+    watched = jax.tree.map(lambda a: a[: min(WATCHED, len(test.charge))], rotated(test, R))
+    joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), valid, test, watched)
+    count = len(joined.charge)
+    size = math.gcd(count, config.batch)
+    batches = jax.tree.map(lambda a: a.reshape(count // size, size, *a.shape[1:]), joined)
+    predictions = lax.map(lambda batch: predict(batch.position, batch.velocity, batch.charge), batches)
+    predictions = predictions.reshape(joined.target.shape)
+    ends = len(valid.charge), len(valid.charge) + len(test.charge)
+    squared = (predictions - joined.target) ** 2
+    turned = so3.act(R, predictions[ends[0] : ends[0] + len(watched.charge)])
+    return (
+        jnp.mean(squared[: ends[0]]),
+        jnp.mean(squared[ends[0] : ends[1]]),
+        jnp.mean((predictions[ends[1] :] - turned) ** 2),
+    )
+
+
+def rotated(sample: Sample, R: Float[Array, "3 3"]) -> Sample:
+    """The same trajectories, seen from a rotated frame."""
+    turn = partial(so3.act, R)
+    return Sample(turn(sample.position), turn(sample.velocity), sample.charge, turn(sample.target))
+
+
+def result(config: Config, metrics: dict[str, np.ndarray], state: State, data: dict[str, Sample]) -> Result:
+    """The table: test errors at the best validation error, and what rotating the test set does to each model."""
+    rotations = so3.sample((ROTATIONS,), jnp.float32, key=jax.random.key(0))
+    long_enough = config.epochs >= PRESETS["cpu"].epochs and config.train_samples >= 3000
+    errors, changes, discrepancies = {}, {}, {}
+    for name in MODELS:
+        predict, best = _predictor(config, name), state.trainings[name].best
+        errors[name] = float(best.test)
+
+        def under(R: Array, predict=predict, parameters=best.parameters) -> tuple[Array, Array]:
+            turned = data | {"valid": rotated(data["test"], R)}
+            turned_error, _, discrepancy = evaluate(config, partial(predict, parameters), turned, R)
+            return turned_error, discrepancy
+
+        turned_error, discrepancy = jax.jit(lambda R, under=under: lax.map(under, R))(rotations)
+        changes[name] = float(jnp.max(jnp.abs(turned_error / best.test - 1)))
+        discrepancies[name] = float(jnp.mean(discrepancy)) / errors[name]
+    gate = {"high": 0.0080} if long_enough else {}
+    linear = {"low": 0.0856 - 0.0003, "high": 0.0856 + 0.0003} if len(data["train"].charge) == 3000 else {}
+    return Result(
+        (
+            Row("Linear test MSE", _linear(data), 0.0819, "Table 2", "memory", **linear),
+            Row("Radial field test MSE", errors["radial_field"], 0.0104, "Table 2", "memory"),
+            Row("GNN test MSE", errors["gnn"], 0.0107, "Table 2", "memory"),
+            Row("EGNN test MSE", errors["egnn"], 0.0071, "Table 2, gerkone/egnn-jax", "verified", **gate),
+            Row(
+                "GNN / EGNN test MSE",
+                errors["gnn"] / errors["egnn"],
+                0.0107 / 0.0071,
+                "Table 2",
+                "memory",
+                **({"low": 1.3} if long_enough else {}),
+            ),
+            Row("EGNN, largest relative change of MSE on the rotated test set", changes["egnn"], high=1e-4),
+            Row("EGNN, mean |f(Rx) - Rf(x)|^2 / MSE", discrepancies["egnn"], high=1e-6),
+            Row("GNN, mean |f(Rx) - Rf(x)|^2 / MSE", discrepancies["gnn"], **({"low": 0.3} if long_enough else {})),
+        )
+    )
+
+
+def _linear(data: dict[str, Sample]) -> float:
+    """x + t v with the best t on the training set, in closed form."""
+    x, v, _, y = (np.asarray(a, np.float64) for a in data["train"])
+    t = np.sum(v * (y - x)) / np.sum(v * v)
+    x, v, _, y = (np.asarray(a, np.float64) for a in data["test"])
+    return float(np.mean((x + t * v - y) ** 2))
+
+
+PUBLISHED = {
+    "radial_field": (0.0104, "quoted from memory"),
+    "gnn": (0.0107, "quoted from memory"),
+    "egnn": (0.0071, "verified"),
+}
+
+
+def figure(metrics: dict[str, np.ndarray]) -> Figure:
+    """Test error and broken symmetry over training, and the table beside the published one."""
+    picture, (errors, symmetry, table) = style.subplots(1, 3, figsize=(10.5, 3.2), width_ratios=[1, 1, 0.9])
+    epoch = metrics["epoch"][0]
+    cells = []
+    for name, colour in zip(MODELS, style.COLOURS, strict=False):
+        test, validation = metrics[f"{name}_test_mse"], metrics[f"{name}_validation_mse"]
+        for axes, values in ((errors, test), (symmetry, metrics[f"{name}_discrepancy"] / test)):
+            axes.plot(epoch, np.median(values, axis=0), color=colour, label=LABELS[name])
+            axes.fill_between(epoch, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, linewidth=0)
+        errors.axhline(PUBLISHED[name][0], color=colour, linestyle=":", linewidth=1)
+        chosen = np.take_along_axis(test, validation.argmin(axis=1)[:, None], axis=1)[:, 0]
+        spread = f" ± {chosen.std(ddof=1):.4f}" if len(chosen) > 1 else ""
+        cells.append([LABELS[name], f"{chosen.mean():.4f}{spread}", f"{PUBLISHED[name][0]:.4f}"])
+    errors.set(xlabel="epoch", ylabel="test MSE (length²)", yscale="log", title="Error (dotted: published)")
+    errors.legend()
+    symmetry.set(xlabel="epoch", ylabel="|f(Rx) − R f(x)|² / MSE", yscale="log", title="Broken symmetry")
+    table.axis("off")
+    drawn = table.table(cells, colLabels=["model", "test MSE, ours", "published"], loc="center", cellLoc="center")
+    drawn.scale(1, 1.6)
+    table.set_title(f"At the best validation error\n({metrics['epoch'].shape[0]} seed(s), {int(epoch[-1])} epochs)")
+    return picture
