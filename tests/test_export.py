@@ -1,0 +1,272 @@
+"""Every public function that can be traced exports for cpu, cuda and tpu in one go, with exact dots and no callback.
+
+ROWS says what each function is called with. Whoever adds a public function adds a row, or a line with a reason to
+HOST_ONLY: `test_every_public_function_is_in_a_table` fails until one of them is there.
+"""
+
+import functools
+import importlib
+import inspect
+import types
+from typing import Any, NamedTuple
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import lie
+from lie import euclidean, group, se2, se3, smooth, so2, so3, su2
+from lie.optimizers import robust
+
+PLATFORMS = ["cpu", "cuda", "tpu"]
+PACKAGES = ["lie", "equivariant", "ot"]
+KEY = jax.random.key(0)
+
+# Names, or beginnings that end in a dot, of what runs on the host only: why it is never traced.
+HOST_ONLY = {
+    "lie.check.": "looks at shapes, dtypes and concrete values; every function above it traces it",
+    "lie.group.product": "makes a group, computes nothing",
+    "lie.optimizers.certificate.": "SciPy's sparse factorisation and Lanczos iteration, in float64",
+    "lie.optimizers.pose_graph.": "reads files and builds sparse SciPy matrices; its residual is traced by the solvers",
+}
+
+
+class Call(NamedTuple):
+    """Arrays anywhere in `arguments` and `keywords` are traced, all else is static."""
+
+    arguments: tuple
+    keywords: dict[str, Any]
+    via: Any  # None, or a function of (the public function, *arguments) where a plain call would not do
+    derivative: bool  # also export and scan its reverse derivative
+
+
+def call(*arguments, via=None, derivative=True, **keywords):
+    return Call(arguments, keywords, via, derivative)
+
+
+def normal(*shape):
+    return jnp.asarray(np.random.default_rng(len(shape)).standard_normal(shape), jnp.float32)
+
+
+def vocabulary(prefix, space, dimension, points, *instance):
+    """Rows for the vocabulary that all groups share; `instance` is the group itself where it is a class."""
+    sampled = (2, dimension) if space is euclidean else (2,)
+    g, h = space.sample(sampled, key=KEY), space.sample(sampled, key=jax.random.key(1))
+    xi, t = normal(2, dimension), normal(2)
+    arguments = {
+        "identity": [call(*instance, sampled, jnp.float32)],
+        "sample": [call(*instance, sampled, jnp.float32, key=KEY)],
+        "hat": [call(*instance, xi)],
+        "vee": [call(*instance, space.hat(xi))],
+        "act": [call(*instance, g, points)],
+        "retract": [call(*instance, g, xi)],
+        "interpolate": [call(*instance, g, h, t)],
+    }
+    arguments |= {name: [call(*instance, xi)] for name in ("exp", "left_jacobian", "right_jacobian")}
+    arguments |= {name: [call(*instance, xi)] for name in ("left_jacobian_inverse", "right_jacobian_inverse")}
+    arguments |= {name: [call(*instance, g)] for name in ("log", "inverse", "adjoint", "project")}
+    arguments |= {name: [call(*instance, g, h)] for name in ("compose", "local", "distance", "squared_distance")}
+    return {f"{prefix}.{name}": calls for name, calls in arguments.items()}
+
+
+def group_rows():
+    product = group.product(so3, euclidean.Space(2))
+    space = euclidean.Space(3)
+    rows = {
+        **vocabulary("lie.so2", so2, 1, normal(2, 2)),
+        **vocabulary("lie.se2", se2, 3, normal(2, 2)),
+        **vocabulary("lie.so3", so3, 3, normal(2, 3)),
+        **vocabulary("lie.se3", se3, 6, normal(2, 3)),
+        **vocabulary("lie.su2", su2, 3, normal(2, 3)),
+        **vocabulary("lie.euclidean", euclidean, 3, normal(2, 3)),
+        **vocabulary("lie.group.Product", product, 5, (normal(2, 3), normal(2, 2)), product),
+        "lie.euclidean.Space.identity": [call(space, (2,), jnp.float32)],
+        "lie.euclidean.Space.sample": [call(space, (2,), jnp.float32, key=KEY)],
+        "lie.so3.isotropic": [call(normal(2), normal(2), normal(2), normal(2, 3))],
+        "lie.su2.canonical": [call(normal(2, 4))],
+    }
+    for name, module in (("se2", se2), ("se3", se3)):
+        pose = module.sample((2,), key=KEY)
+        rows[f"lie.{name}.matrix_from_pose"] = [call(pose)]
+        rows[f"lie.{name}.pose_from_matrix"] = [call(module.matrix_from_pose(pose))]
+    return rows
+
+
+def smooth_rows():
+    positive = ["cos", "sinc", "cosinc", "cotangent_coefficient", "half_cotangent", "arcsin_squared", "tanhc"]
+    positive += ["norm", "sqrt", "acos", "xlogx", "log", "logsumexp", "angle_over_sine", "expm1_ratio"]
+    rows = {f"lie.smooth.{name}": [call(jnp.abs(normal(3)) / 8)] for name in positive if hasattr(smooth, name)}
+    return rows | {
+        "lie.smooth.stumpff": [call(3, jnp.abs(normal(3)))],
+        "lie.smooth.polynomial": [call((1.0, 2.0, 3.0), normal(3))],
+        "lie.smooth.divide": [call(normal(3), normal(3))],
+        "lie.smooth.angle": [call(normal(3), normal(3))],
+        "lie.smooth.angle_ratio": [call(jnp.abs(normal(3)), jnp.abs(normal(3)))],
+        "lie.elementwise.dot": [call(normal(2, 3), normal(2, 3))],
+        "lie.elementwise.cross": [call(normal(2, 3), normal(2, 3))],
+        "lie.elementwise.matvec": [call(normal(2, 3), normal(3))],
+        "lie.elementwise.matmul": [call(normal(2, 3), normal(3, 2))],
+        "lie.elementwise.transpose": [call(normal(2, 3))],
+        "lie.elementwise.bordered": [call(normal(3, 3), normal(3), 1)],
+    }
+
+
+def optimizer_rows():
+    R, targets = so3.sample((3,), key=KEY), so3.sample((3,), key=jax.random.key(1))
+    v = normal(3, 3)
+
+    def misfit(R):
+        return so3.local(R, targets)
+
+    def chain():
+        from lie import optimizers
+
+        ends = jnp.array([0, 1], jnp.int32), jnp.array([1, 2], jnp.int32)
+        return [optimizers.Factor(lambda a, b, m: so3.log(so3.compose(so3.inverse(a), b)) - m, ends, (v[:2],))]
+
+    def step(optimizer):
+        return lambda R, v: optimizer.update(v, optimizer.init(R), R)[0]
+
+    rows = {
+        "value_and_grad": [call(R, via=lambda f, R: f(lambda R: jnp.sum(misfit(R) ** 2), so3)(R))],
+        "apply_updates": [call(R, v, so3)],
+        "riemannian": [call(R, v, via=lambda f, R, v: step(f(optax.sgd(0.1, momentum=0.9), so3))(R, v))],
+        "vector_norm_adam": [call(R, v, via=lambda f, R, v: step(f(0.1, so3))(R, v))],
+        "scale_by_vector_norm_adam": [call(R, v, via=lambda f, R, v: step(f(so3))(v, v))],
+    }
+    for solver in ("levenberg_marquardt", "trust_region"):
+        dense = call(R, via=lambda f, R: f(misfit, R, so3, max_steps=2), derivative=False)
+        sparse = call(R, via=lambda f, R: f(chain(), R, so3, max_steps=2, linear_solver="cg"), derivative=False)
+        rows[solver] = [dense, sparse]
+    for loss in (robust.Huber, robust.Cauchy, robust.GemanMcClure, robust.Tukey):
+        for method in ("value", "weight"):
+            rows[f"robust.{loss.__name__}.{method}"] = [call(loss(1.0), jnp.abs(normal(3)))]
+    return {f"lie.optimizers.{name}": calls for name, calls in rows.items()}
+
+
+ROWS: dict[str, list[Call]] = {**smooth_rows(), **group_rows(), **optimizer_rows()}
+
+
+def public(name):
+    """The full names of the public functions and methods of a module: of `__all__` where it has one, else its own."""
+    module = importlib.import_module(name)
+    for key in getattr(module, "__all__", None) or [key for key in vars(module) if not key.startswith("_")]:
+        try:
+            value = getattr(module, key, None) or importlib.import_module(f"{name}.{key}")
+        except ModuleNotFoundError:  # test_architecture reports a listed module that does not exist
+            continue
+        if isinstance(value, types.ModuleType):
+            if value.__name__ == f"{name}.{key}":
+                yield from public(value.__name__)
+        elif not getattr(value, "__module__", "").startswith(name):
+            continue
+        elif inspect.isclass(value):
+            methods = {} if getattr(value, "_is_protocol", False) else vars(value)
+            yield from (f"{name}.{key}.{m}" for m, f in methods.items() if inspect.isfunction(f) and m[0] != "_")
+        elif callable(value):
+            yield f"{name}.{key}"
+
+
+def named(name):
+    """The object of a full name, modules imported on the way."""
+    found: Any = importlib.import_module(name.split(".")[0])
+    for depth, part in enumerate(name.split(".")[1:], start=2):
+        found = getattr(found, part, None) or importlib.import_module(".".join(name.split(".")[:depth]))
+    return found
+
+
+def traceable(name, row):
+    """(function of the traced arrays alone, these arrays); its vector-Jacobian product too where the row asks for it."""
+    leaves, structure = jax.tree.flatten((row.arguments, row.keywords))
+    traced = [isinstance(leaf, jax.Array) for leaf in leaves]
+    arrays = [leaf for leaf, is_traced in zip(leaves, traced, strict=True) if is_traced]
+    smoothly = [row.derivative and jnp.issubdtype(array.dtype, jnp.floating) for array in arrays]
+    target = named(name)
+
+    def value(*arrays):
+        rest = iter(arrays)
+        merged = [next(rest) if is_traced else leaf for leaf, is_traced in zip(leaves, traced, strict=True)]
+        arguments, keywords = jax.tree.unflatten(structure, merged)
+        return target(*arguments, **keywords) if row.via is None else row.via(target, *arguments, **keywords)
+
+    def program(*arrays):
+        inputs = [array for array, is_smooth in zip(arrays, smoothly, strict=True) if is_smooth]
+        if not inputs:
+            return value(*arrays)
+
+        def of_inputs(*inputs):
+            rest = iter(inputs)
+            return value(*[next(rest) if s else a for a, s in zip(arrays, smoothly, strict=True)])
+
+        result, pull_back = jax.vjp(of_inputs, *inputs)
+        return result, pull_back(jax.tree.map(ones, result))
+
+    return program, arrays
+
+
+def ones(x):
+    is_float = jnp.issubdtype(x.dtype, jnp.floating)
+    return jnp.ones_like(x) if is_float else np.zeros(x.shape, jax.dtypes.float0)
+
+
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+def is_host_only(name):
+    return any(name == entry or (entry.endswith(".") and name.startswith(entry)) for entry in HOST_ONLY)
+
+
+CASES = [pytest.param(name, row, id=f"{name}{i or ''}") for name, rows in ROWS.items() for i, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize(("name", "row"), CASES)
+def test_exports_everywhere_with_exact_dots_and_no_callback(name, row):
+    program, arrays = traceable(name, row)
+    traced = jax.jit(program).trace(*arrays)
+    for equation in equations(traced.jaxpr.jaxpr):
+        primitive = equation.primitive.name
+        assert not any(word in primitive for word in ("callback", "debug")), f"{primitive} leaves the device"
+        if primitive in ("dot_general", "ragged_dot", "conv_general_dilated") and not name.startswith("equivariant"):
+            precision = equation.params["precision"]
+            exact = jax.lax.Precision.HIGHEST
+            assert precision in (exact, (exact, exact)), f"{primitive} with precision {precision}: {equation}"
+    wide = [x.dtype for x in jax.tree.leaves(traced.out_info) if x.dtype in (jnp.float64, jnp.complex128)]
+    assert not wide, "float32 in, but float64 out"
+    exported = jax.export.export(jax.jit(program), platforms=PLATFORMS)(*arrays)
+    assert exported.platforms == tuple(PLATFORMS)
+
+
+def test_every_public_function_is_in_a_table():
+    functions = {name for package in PACKAGES for name in public(package)}
+    assert len(functions) > 150, "the search for public functions finds too few of them"
+    missing = sorted(name for name in functions if name not in ROWS and not is_host_only(name))
+    assert not missing, "neither in ROWS nor in HOST_ONLY:\n" + "\n".join(missing)
+
+
+def test_no_line_of_the_tables_is_stale():
+    functions = {name for package in PACKAGES for name in public(package)}
+    unused = [entry for entry in HOST_ONLY if not any(name == entry or name.startswith(entry) for name in functions)]
+    assert not unused, f"nothing public is called so: {unused}"
+    assert not [name for name in ROWS if is_host_only(name)], "a function is in both tables"
+    assert lie.__all__
+
+
+def test_the_scan_finds_a_dot_and_a_callback_in_nested_programs():
+    @functools.partial(jax.custom_jvp)
+    def f(x):
+        return jax.lax.fori_loop(0, 3, lambda i, y: y @ x, x)
+
+    f.defjvp(lambda primals, tangents: (f(*primals), jax.pure_callback(lambda x: x, tangents[0], tangents[0])))
+    primal = {equation.primitive.name for equation in equations(jax.make_jaxpr(f)(jnp.eye(2)).jaxpr)}
+    along = {e.primitive.name for e in equations(jax.make_jaxpr(lambda x: jax.jvp(f, (x,), (x,)))(jnp.eye(2)).jaxpr)}
+    assert "dot_general" in primal
+    assert "pure_callback" in along
