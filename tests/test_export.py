@@ -18,12 +18,12 @@ import optax
 import pytest
 
 import lie
-from lie import euclidean, group, se2, se3, smooth, so2, so3, su2
+from lie import euclidean, group, optimizers, se2, se3, smooth, so2, so3, su2
 from lie.optimizers import robust
 
 PLATFORMS = ["cpu", "cuda", "tpu"]
 PACKAGES = ["lie", "equivariant", "ot"]
-KEY = jax.random.key(0)
+KEY = jax.eval_shape(lambda: jax.random.key(0))
 
 # Names, or beginnings that end in a dot, of what runs on the host only: why it is never traced.
 HOST_ONLY = {
@@ -35,7 +35,7 @@ HOST_ONLY = {
 
 
 class Call(NamedTuple):
-    """Arrays anywhere in `arguments` and `keywords` are traced, all else is static."""
+    """Shapes (jax.ShapeDtypeStruct) anywhere in `arguments` and `keywords` are traced, all else is static."""
 
     arguments: tuple
     keywords: dict[str, Any]
@@ -47,20 +47,25 @@ def call(*arguments, via=None, derivative=True, **keywords):
     return Call(arguments, keywords, via, derivative)
 
 
-def normal(*shape):
-    return jnp.asarray(np.random.default_rng(len(shape)).standard_normal(shape), jnp.float32)
+def floats(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def shape_of(make, *arguments):
+    """What `make` returns, as shapes: nothing is computed to fill the table."""
+    return jax.eval_shape(make, *arguments)
 
 
 def vocabulary(prefix, space, dimension, points, *instance):
     """Rows for the vocabulary that all groups share; `instance` is the group itself where it is a class."""
     sampled = (2, dimension) if space is euclidean else (2,)
-    g, h = space.sample(sampled, key=KEY), space.sample(sampled, key=jax.random.key(1))
-    xi, t = normal(2, dimension), normal(2)
+    xi, t = floats(2, dimension), floats(2)
+    g = h = shape_of(space.exp, xi)
     arguments = {
         "identity": [call(*instance, sampled, jnp.float32)],
         "sample": [call(*instance, sampled, jnp.float32, key=KEY)],
         "hat": [call(*instance, xi)],
-        "vee": [call(*instance, space.hat(xi))],
+        "vee": [call(*instance, shape_of(space.hat, xi))],
         "act": [call(*instance, g, points)],
         "retract": [call(*instance, g, xi)],
         "interpolate": [call(*instance, g, h, t)],
@@ -76,56 +81,53 @@ def group_rows():
     product = group.product(so3, euclidean.Space(2))
     space = euclidean.Space(3)
     rows = {
-        **vocabulary("lie.so2", so2, 1, normal(2, 2)),
-        **vocabulary("lie.se2", se2, 3, normal(2, 2)),
-        **vocabulary("lie.so3", so3, 3, normal(2, 3)),
-        **vocabulary("lie.se3", se3, 6, normal(2, 3)),
-        **vocabulary("lie.su2", su2, 3, normal(2, 3)),
-        **vocabulary("lie.euclidean", euclidean, 3, normal(2, 3)),
-        **vocabulary("lie.group.Product", product, 5, (normal(2, 3), normal(2, 2)), product),
+        **vocabulary("lie.so2", so2, 1, floats(2, 2)),
+        **vocabulary("lie.se2", se2, 3, floats(2, 2)),
+        **vocabulary("lie.so3", so3, 3, floats(2, 3)),
+        **vocabulary("lie.se3", se3, 6, floats(2, 3)),
+        **vocabulary("lie.su2", su2, 3, floats(2, 3)),
+        **vocabulary("lie.euclidean", euclidean, 3, floats(2, 3)),
+        **vocabulary("lie.group.Product", product, 5, (floats(2, 3), floats(2, 2)), product),
         "lie.euclidean.Space.identity": [call(space, (2,), jnp.float32)],
         "lie.euclidean.Space.sample": [call(space, (2,), jnp.float32, key=KEY)],
-        "lie.so3.isotropic": [call(normal(2), normal(2), normal(2), normal(2, 3))],
-        "lie.su2.canonical": [call(normal(2, 4))],
+        "lie.so3.isotropic": [call(floats(2), floats(2), floats(2), floats(2, 3))],
+        "lie.su2.canonical": [call(floats(2, 4))],
     }
     for name, module in (("se2", se2), ("se3", se3)):
-        pose = module.sample((2,), key=KEY)
+        pose = shape_of(lambda module=module: module.identity((2,)))
         rows[f"lie.{name}.matrix_from_pose"] = [call(pose)]
-        rows[f"lie.{name}.pose_from_matrix"] = [call(module.matrix_from_pose(pose))]
+        rows[f"lie.{name}.pose_from_matrix"] = [call(shape_of(module.matrix_from_pose, pose))]
     return rows
 
 
 def smooth_rows():
     positive = ["cos", "sinc", "cosinc", "cotangent_coefficient", "half_cotangent", "arcsin_squared", "tanhc"]
     positive += ["norm", "sqrt", "acos", "xlogx", "log", "logsumexp", "angle_over_sine", "expm1_ratio"]
-    rows = {f"lie.smooth.{name}": [call(jnp.abs(normal(3)) / 8)] for name in positive if hasattr(smooth, name)}
+    rows = {f"lie.smooth.{name}": [call(floats(3))] for name in positive if hasattr(smooth, name)}
     return rows | {
-        "lie.smooth.stumpff": [call(3, jnp.abs(normal(3)))],
-        "lie.smooth.polynomial": [call((1.0, 2.0, 3.0), normal(3))],
-        "lie.smooth.divide": [call(normal(3), normal(3))],
-        "lie.smooth.angle": [call(normal(3), normal(3))],
-        "lie.smooth.angle_ratio": [call(jnp.abs(normal(3)), jnp.abs(normal(3)))],
-        "lie.elementwise.dot": [call(normal(2, 3), normal(2, 3))],
-        "lie.elementwise.cross": [call(normal(2, 3), normal(2, 3))],
-        "lie.elementwise.matvec": [call(normal(2, 3), normal(3))],
-        "lie.elementwise.matmul": [call(normal(2, 3), normal(3, 2))],
-        "lie.elementwise.transpose": [call(normal(2, 3))],
-        "lie.elementwise.bordered": [call(normal(3, 3), normal(3), 1)],
+        "lie.smooth.stumpff": [call(3, floats(3))],
+        "lie.smooth.polynomial": [call((1.0, 2.0, 3.0), floats(3))],
+        "lie.smooth.divide": [call(floats(3), floats(3))],
+        "lie.smooth.angle": [call(floats(3), floats(3))],
+        "lie.smooth.angle_ratio": [call(floats(3), floats(3))],
+        "lie.elementwise.dot": [call(floats(2, 3), floats(2, 3))],
+        "lie.elementwise.cross": [call(floats(2, 3), floats(2, 3))],
+        "lie.elementwise.matvec": [call(floats(2, 3), floats(3))],
+        "lie.elementwise.matmul": [call(floats(2, 3), floats(3, 2))],
+        "lie.elementwise.transpose": [call(floats(2, 3))],
+        "lie.elementwise.bordered": [call(floats(3, 3), floats(3), 1)],
     }
 
 
 def optimizer_rows():
-    R, targets = so3.sample((3,), key=KEY), so3.sample((3,), key=jax.random.key(1))
-    v = normal(3, 3)
+    R, v = floats(3, 3, 3), floats(3, 3)
 
     def misfit(R):
-        return so3.local(R, targets)
+        return so3.log(R)
 
-    def chain():
-        from lie import optimizers
-
-        ends = jnp.array([0, 1], jnp.int32), jnp.array([1, 2], jnp.int32)
-        return [optimizers.Factor(lambda a, b, m: so3.log(so3.compose(so3.inverse(a), b)) - m, ends, (v[:2],))]
+    def chain(measured):
+        ends = np.array([0, 1], np.int32), np.array([1, 2], np.int32)
+        return [optimizers.Factor(lambda a, b, m: so3.local(a, b) - m, ends, (measured,))]
 
     def step(optimizer):
         return lambda R, v: optimizer.update(v, optimizer.init(R), R)[0]
@@ -139,11 +141,16 @@ def optimizer_rows():
     }
     for solver in ("levenberg_marquardt", "trust_region"):
         dense = call(R, via=lambda f, R: f(misfit, R, so3, max_steps=2), derivative=False)
-        sparse = call(R, via=lambda f, R: f(chain(), R, so3, max_steps=2, linear_solver="cg"), derivative=False)
+        sparse = call(
+            R,
+            floats(2, 3),
+            via=lambda f, R, v: f(chain(v), R, so3, max_steps=2, linear_solver="cg"),
+            derivative=False,
+        )
         rows[solver] = [dense, sparse]
     for loss in (robust.Huber, robust.Cauchy, robust.GemanMcClure, robust.Tukey):
         for method in ("value", "weight"):
-            rows[f"robust.{loss.__name__}.{method}"] = [call(loss(1.0), jnp.abs(normal(3)))]
+            rows[f"robust.{loss.__name__}.{method}"] = [call(loss(1.0), floats(3))]
     return {f"lie.optimizers.{name}": calls for name, calls in rows.items()}
 
 
@@ -179,9 +186,9 @@ def named(name):
 
 
 def traceable(name, row):
-    """(function of the traced arrays alone, these arrays); its vector-Jacobian product too where the row asks for it."""
+    """(function of the traced arrays alone, these arrays); with its vector-Jacobian product, if the row has one."""
     leaves, structure = jax.tree.flatten((row.arguments, row.keywords))
-    traced = [isinstance(leaf, jax.Array) for leaf in leaves]
+    traced = [isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves]
     arrays = [leaf for leaf, is_traced in zip(leaves, traced, strict=True) if is_traced]
     smoothly = [row.derivative and jnp.issubdtype(array.dtype, jnp.floating) for array in arrays]
     target = named(name)
