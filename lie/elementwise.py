@@ -1,13 +1,17 @@
 """Small matrices: dots over axes of a few entries, written out as sums of broadcast products.
 
-No accelerator rounds such a sum down to bfloat16 or TF32, and XLA writes the whole result in one pass over memory:
-a million 3x3 products run 2.8 times faster than `A @ B` would (CPU, float32).
+No accelerator rounds such a sum down to bfloat16 or TF32, and XLA writes the whole result in one pass over memory: a
+million 3x3 products run 2.8 times faster than `A @ B` would (CPU, float32). Transposing such sums is another matter: it
+sums over axes of three, which XLA does ten times slower than the small dots used in derivatives here (1e5 gradients of
+A B: 26 ms, with dots 2.7 ms, and a sixth of the code to compile).
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 
+@jax.custom_jvp
 def dot(x: Array, y: Array) -> Array:
     """Σ_k x_k y_k over the last axis."""
     total = x[..., 0] * y[..., 0]
@@ -16,6 +20,7 @@ def dot(x: Array, y: Array) -> Array:
     return total
 
 
+@jax.custom_jvp
 def matvec(A: Array, x: Array) -> Array:
     """A x for A (..., m, n), x (..., n)."""
     total = A[..., :, 0] * x[..., 0, None]
@@ -24,12 +29,30 @@ def matvec(A: Array, x: Array) -> Array:
     return total
 
 
+@jax.custom_jvp
 def matmul(A: Array, B: Array) -> Array:
     """A B for A (..., m, n), B (..., n, p)."""
     total = A[..., :, 0, None] * B[..., None, 0, :]
     for k in range(1, A.shape[-1]):
         total = total + A[..., :, k, None] * B[..., None, k, :]
     return total
+
+
+def einsum(subscripts: str, x: Array, y: Array) -> Array:
+    """The contraction of two arrays as a dot at full precision: what derivatives use, because it transposes well."""
+    return jnp.einsum(subscripts, x, y, precision=jax.lax.Precision.HIGHEST)
+
+
+def _define_product_rule(product, subscripts: str) -> None:
+    @product.defjvp
+    def product_rule(primals, tangents):
+        (a, b), (a_dot, b_dot) = primals, tangents
+        return product(a, b), einsum(subscripts, a_dot, b) + einsum(subscripts, a, b_dot)
+
+
+_define_product_rule(dot, "...i,...i->...")
+_define_product_rule(matvec, "...ij,...j->...i")
+_define_product_rule(matmul, "...ij,...jk->...ik")
 
 
 def cross(x: Array, y: Array) -> Array:

@@ -55,15 +55,14 @@ def vee(matrix: Float[ArrayLike, "*batch 4 4"]) -> Float[Array, "*batch 6"]:
 def exp(xi: Float[ArrayLike, "*batch 6"]) -> Pose:
     """The screw motion of xi = (v, ω) for unit time: R = exp(ω), t = J_l(ω) v with the left Jacobian of SO(3)."""
     v, omega = _halves("xi", xi)
-    theta_squared = elementwise.dot(omega, omega)
-    a, b, c = smooth.sinc(theta_squared), smooth.cosinc(theta_squared), smooth.stumpff(3, theta_squared)
-    return Pose(so3.exp(omega), _screw(a, b, c, omega, v))
+    return Pose(*_exp(v, omega))
 
 
 def log(T: Pose) -> Float[Array, "*batch 6"]:
     """xi = (v, ω) with ω = log R, |ω| <= π, and v = J_l⁻¹(ω) t; derivatives exact at 0 and at π as those of so3.log."""
     R, t = _parts("T", T)
-    return _from_rotation_vector(so3.log(R), t)
+    check.rotation("T.rotation", R)
+    return _log(R, t)
 
 
 def compose(T1: Pose, T2: Pose) -> Pose:
@@ -96,7 +95,7 @@ def adjoint(T: Pose) -> Float[Array, "*batch 6 6"]:
 def left_jacobian(xi: Float[ArrayLike, "*batch 6"]) -> Float[Array, "*batch 6 6"]:
     """J_l with exp(xi + δ) = exp(J_l δ) exp(xi) to first order: [[J, Q], [0, J]], any angle."""
     v, omega = _halves("xi", xi)
-    return _dual(*jax.jvp(so3.left_jacobian, (omega,), (v,)))
+    return _dual(*_jacobian_blocks(v, omega))
 
 
 def right_jacobian(xi: Float[ArrayLike, "*batch 6"]) -> Float[Array, "*batch 6 6"]:
@@ -107,7 +106,7 @@ def right_jacobian(xi: Float[ArrayLike, "*batch 6"]) -> Float[Array, "*batch 6 6
 def left_jacobian_inverse(xi: Float[ArrayLike, "*batch 6"]) -> Float[Array, "*batch 6 6"]:
     """J_l⁻¹ = [[J⁻¹, −J⁻¹ Q J⁻¹], [0, J⁻¹]], the second block as the derivative of the first along v; |ω| < 2π."""
     v, omega = _halves("xi", xi)
-    return _dual(*jax.jvp(so3.left_jacobian_inverse, (omega,), (v,)))
+    return _dual(*_inverse_jacobian_blocks(v, omega))
 
 
 def right_jacobian_inverse(xi: Float[ArrayLike, "*batch 6"]) -> Float[Array, "*batch 6 6"]:
@@ -123,7 +122,10 @@ def retract(T: Pose, xi: Float[ArrayLike, "*#batch 6"]) -> Pose:
 def local(T1: Pose, T2: Pose) -> Float[Array, "... 6"]:
     """log(T1⁻¹ T2): the body-frame step from T1 to T2, the inverse of `retract`; exactly 0 where T1 equals T2."""
     (R1, t1), (R2, t2) = _pair(T1, T2)
-    return _from_rotation_vector(so3.local(R1, R2), elementwise.matvec(elementwise.transpose(R1), t2 - t1))
+    check.rotation("T1.rotation", R1)
+    check.rotation("T2.rotation", R2)
+    transposed = elementwise.transpose(R1)
+    return _log(elementwise.matmul(transposed, R2), elementwise.matvec(transposed, t2 - t1))
 
 
 def distance(T1: Pose, T2: Pose, length: float = 1.0) -> Float[Array, "..."]:
@@ -179,18 +181,65 @@ def _halves(name: str, xi: Float[ArrayLike, "*batch 6"]) -> tuple[Array, Array]:
     return xi[..., :3], xi[..., 3:]
 
 
-def _screw(a: Array, b: Array, c: Array, omega: Array, x: Array) -> Array:
-    """(a I + b ω̂ + c ω ωᵀ) x."""
-    along = (c * elementwise.dot(omega, x))[..., None]
-    return a[..., None] * x + b[..., None] * elementwise.cross(omega, x) + along * omega
+def _jacobian_blocks(v: Array, omega: Array) -> tuple[Array, Array]:
+    """J = c₁ I + c₂ ω̂ + c₃ ω ωᵀ and its derivative along v, Q, by c_k' = (k c_{k+2} − c_{k+1})/2."""
+    _, c1, c2, c3, c4, c5 = smooth.stumpff_family(6, elementwise.dot(omega, omega))
+    slope = elementwise.dot(omega, v)  # half the derivative of θ²
+    p = c2[..., None] * v + ((2 * c4 - c3) * slope)[..., None] * omega
+    u = c3[..., None] * v + ((3 * c5 - c4) * slope / 2)[..., None] * omega
+    return so3.isotropic(c1, c2, c3, omega), so3.cross_terms((c3 - c2) * slope, p, omega, u)
 
 
-def _from_rotation_vector(omega: Array, t: Array) -> Array:
-    """(J_l⁻¹(ω) t, ω)."""
+def _inverse_jacobian_blocks(v: Array, omega: Array) -> tuple[Array, Array]:
+    """J⁻¹ = (1 − θ² k) I − ω̂/2 + k ω ωᵀ and its derivative along v, −J⁻¹ Q J⁻¹."""
+    theta_squared, slope = elementwise.dot(omega, omega), elementwise.dot(omega, v)
+    k, k_dot = jax.jvp(smooth.cotangent_coefficient, (theta_squared,), (2 * slope,))
+    u = k[..., None] * v + k_dot[..., None] / 2 * omega
+    inverse_jacobian = so3.isotropic(1 - theta_squared * k, jnp.full_like(k, -0.5), k, omega)
+    return inverse_jacobian, so3.cross_terms(-2 * slope * k - theta_squared * k_dot, -v / 2, omega, u)
+
+
+# Derivatives below are those of the group: with the body twist (ρ, φ), dR = R φ̂ and dt = R ρ. Right Jacobians are the
+# transposes of the left ones, block by block, so "ji,j->i" applies them. Differentiating the formulas instead costs
+# three times the code to compile and sums over axes of three, which XLA does slowly.
+@jax.custom_jvp
+def _exp(v: Array, omega: Array) -> tuple[Array, Array]:
+    _, a, b, c = smooth.stumpff_family(4, elementwise.dot(omega, omega))
+    along = (c * elementwise.dot(omega, v))[..., None]
+    return so3.exp(omega), a[..., None] * v + b[..., None] * elementwise.cross(omega, v) + along * omega
+
+
+@_exp.defjvp
+def _exp_jvp(primals, tangents):
+    (v, omega), (v_dot, omega_dot) = primals, tangents
+    R, t = _exp(v, omega)
+    J, Q = _jacobian_blocks(v, omega)
+    phi = elementwise.einsum("...ji,...j->...i", J, omega_dot)
+    rho = elementwise.einsum("...ji,...j->...i", J, v_dot) + elementwise.einsum("...ji,...j->...i", Q, omega_dot)
+    R_dot = elementwise.einsum("...ij,...jk->...ik", R, so3.hat(phi))
+    return (R, t), (R_dot, elementwise.einsum("...ij,...j->...i", R, rho))
+
+
+@jax.custom_jvp
+def _log(R: Array, t: Array) -> Array:
+    omega = so3.log_unchecked(R)
     theta_squared = elementwise.dot(omega, omega)
-    a, c = smooth.half_cotangent(theta_squared), smooth.cotangent_coefficient(theta_squared)
-    v = _screw(a, jnp.full_like(a, -0.5), c, omega, t)
+    k = smooth.cotangent_coefficient(theta_squared)
+    along = (k * elementwise.dot(omega, t))[..., None]
+    v = (1 - theta_squared * k)[..., None] * t - elementwise.cross(omega, t) / 2 + along * omega
     return jnp.concatenate([v, jnp.broadcast_to(omega, v.shape)], axis=-1)
+
+
+@_log.defjvp
+def _log_jvp(primals, tangents):
+    (R, t), (R_dot, t_dot) = primals, tangents
+    xi = _log(R, t)
+    J, Q = _inverse_jacobian_blocks(xi[..., :3], xi[..., 3:])
+    phi = so3.vee(elementwise.einsum("...ji,...jk->...ik", R, R_dot))
+    rho = elementwise.einsum("...ji,...j->...i", R, t_dot)
+    v_dot = elementwise.einsum("...ji,...j->...i", J, rho) + elementwise.einsum("...ji,...j->...i", Q, phi)
+    omega_dot = elementwise.einsum("...ji,...j->...i", J, phi)
+    return xi, jnp.concatenate([v_dot, jnp.broadcast_to(omega_dot, v_dot.shape)], axis=-1)
 
 
 def _difference(T1: Pose, T2: Pose, length: float) -> Array:

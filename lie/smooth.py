@@ -6,7 +6,7 @@ Conventions at the points where no derivative exists are choices, stated in each
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -113,18 +113,54 @@ def cosinc(theta_squared: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def cotangent_coefficient(theta_squared: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """(1 − (θ/2) cot(θ/2))/θ² as a function of θ², 0 <= θ < 2π; 1/12 at 0. The ω̂² coefficient of inverse Jacobians.
+    """k = (1 − (θ/2) cot(θ/2))/θ² as a function of θ², 0 <= θ < 2π; 1/12 at 0. The ω̂² coefficient of inverse Jacobians.
 
-    Written in the half angle y = θ²/4 as (c_2 − c_3)(y) / (4 c_1(y)): no cancellation, no singularity before 2π.
+    Its Taylor series, Σ |B_2n|/(2n)! θ^(2n − 2), serves the half angle y = θ²/4; k(4y) = (k(y) + 1/(4 (1 − y k(y))))/4
+    has no cancellation. Relative error <= 2 eps for θ <= π, derivatives likewise.
     """
-    quarter = theta_squared / 4
-    return (stumpff(2, quarter) - stumpff(3, quarter)) / (4 * sinc(quarter))
+    wide = theta_squared.astype(jnp.float32) if theta_squared.dtype.itemsize < 4 else theta_squared
+    y = wide / 4
+    k = polynomial(_taylor(_cotangent_series, _SERIES_END_ABOVE, y.dtype.itemsize), y)
+    return ((k + 1 / (4 * (1 - y * k))) / 4).astype(theta_squared.dtype)
+
+
+@cache
+def _cotangent_series(j: int) -> float:
+    """|B_2n|/(2n)! for n = j + 1, the coefficients of (1 − (θ/2) cot(θ/2))/θ²: 2 ζ(2n)/(2π)^(2n)."""
+    known = {0: 1 / 12, 1: 1 / 720, 2: 1 / 30240}
+    n = 2 * (j + 1)
+    return known.get(j) or 2 * math.fsum(m**-n for m in range(1, 200)) / (2 * math.pi) ** n
 
 
 def half_cotangent(theta_squared: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """(θ/2) cot(θ/2) as a function of θ², 0 <= θ < 2π; 1 at 0: no digit is lost where it vanishes, at θ = π."""
-    quarter = theta_squared / 4
-    return cos(quarter) / sinc(quarter)
+    """(θ/2) cot(θ/2) as a function of θ², 0 <= θ < 2π; 1 at 0. Absolute error <= 1 eps up to its zero at θ = π."""
+    return 1 - theta_squared * cotangent_coefficient(theta_squared)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def stumpff_family(count: int, x: Float[Array, "*shape"]) -> tuple[Float[Array, "*shape"], ...]:
+    """(c_0, ..., c_{count−1})(x) of `stumpff`, count >= 3, sharing one reduction of the angle: less code, less time.
+
+    c_0, c_1, c_2 come from the half angle, w² − y s², w s, s²/2 with w = c_0(y), s = c_1(y), y = x/4.
+    """
+    wide = x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
+    y = wide / 4
+    w, s = stumpff(0, y), stumpff(1, y)
+    members = [w * w - y * s * s, w * s, s * s / 2]
+    near = wide < _SERIES_END_ABOVE
+    inside, outside = jnp.where(near, wide, 0), jnp.where(near, _SERIES_END_ABOVE, wide)
+    for k in range(3, count):
+        series = polynomial(_stumpff_series(k, y.dtype.itemsize), inside)
+        members.append(jnp.where(near, series, (1 / math.factorial(k - 2) - members[k - 2]) / outside))
+    return tuple(member.astype(x.dtype) for member in members)
+
+
+@stumpff_family.defjvp
+def _stumpff_family_jvp(count, primals, tangents):
+    (x,), (x_dot,) = primals, tangents
+    c = stumpff_family(count + 2, x)
+    slopes = [(k * c[k + 2] - c[k + 1]) / 2 for k in range(count)]
+    return c[:count], tuple(slope * x_dot for slope in slopes)
 
 
 def arcsin_squared(y: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

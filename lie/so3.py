@@ -38,10 +38,7 @@ def exp(omega: Float[ArrayLike, "*batch 3"]) -> Float[Array, "*batch 3 3"]:
     By the half angle, w = cos(θ/2) and s = sin(θ/2)/(θ/2): the coefficients are w² − s² θ²/4, w s and s²/2, entire
     in θ², so all derivatives exist at ω = 0. Any θ. Source: Rodrigues' formula.
     """
-    omega = check.array("omega", omega, 3)
-    quarter = elementwise.dot(omega, omega) / 4
-    w, s = smooth.cos(quarter), smooth.sinc(quarter)
-    return isotropic(w * w - quarter * s * s, w * s, s * s / 2, omega)
+    return _exp(check.array("omega", omega, 3))
 
 
 def log(R: Float[ArrayLike, "*batch 3 3"]) -> Float[Array, "*batch 3"]:
@@ -52,7 +49,7 @@ def log(R: Float[ArrayLike, "*batch 3 3"]) -> Float[Array, "*batch 3"]:
     """
     R = check.array("R", R, 3, 3)
     check.rotation("R", R)
-    return _log(R)
+    return log_unchecked(R)
 
 
 def compose(R1: Float[ArrayLike, "*batch 3 3"], R2: Float[ArrayLike, "*#batch 3 3"]) -> Float[Array, "... 3 3"]:
@@ -82,8 +79,8 @@ def adjoint(R: Float[ArrayLike, "*batch 3 3"]) -> Float[Array, "*batch 3 3"]:
 def left_jacobian(omega: Float[ArrayLike, "*batch 3"]) -> Float[Array, "*batch 3 3"]:
     """J_l with exp(ω + δ) = exp(J_l δ) exp(ω) to first order: (sin θ/θ) I + c₂ ω̂ + c₃ ω ωᵀ, any θ."""
     omega = check.array("omega", omega, 3)
-    theta_squared = elementwise.dot(omega, omega)
-    return isotropic(smooth.sinc(theta_squared), smooth.cosinc(theta_squared), smooth.stumpff(3, theta_squared), omega)
+    _, *coefficients = smooth.stumpff_family(4, elementwise.dot(omega, omega))
+    return isotropic(*coefficients, omega)
 
 
 def right_jacobian(omega: Float[ArrayLike, "*batch 3"]) -> Float[Array, "*batch 3 3"]:
@@ -112,7 +109,7 @@ def local(R1: Float[ArrayLike, "*batch 3 3"], R2: Float[ArrayLike, "*#batch 3 3"
     check.same_dtype(R1=R1, R2=R2)
     check.rotation("R1", R1)
     check.rotation("R2", R2)
-    return _log(elementwise.matmul(elementwise.transpose(R1), R2))
+    return log_unchecked(elementwise.matmul(elementwise.transpose(R1), R2))
 
 
 def distance(R1: Float[ArrayLike, "*batch 3 3"], R2: Float[ArrayLike, "*#batch 3 3"]) -> Float[Array, "..."]:
@@ -173,25 +170,49 @@ def isotropic(a: Array, b: Array, c: Array, omega: Array) -> Array:
     return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
 
 
+def cross_terms(a: Array, p: Array, omega: Array, u: Array) -> Array:
+    """a I + p̂ + ω uᵀ + u ωᵀ: the derivatives of `isotropic` have this form."""
+    (x, y, z), (ux, uy, uz), (px, py, pz) = ([vector[..., k] for k in range(3)] for vector in (omega, u, p))
+    xy, xz, yz = x * uy + y * ux, x * uz + z * ux, y * uz + z * uy
+    rows = [[a + 2 * x * ux, xy - pz, xz + py], [xy + pz, a + 2 * y * uy, yz - px], [xz - py, yz + px, a + 2 * z * uz]]
+    return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
+
+
 def _left_jacobian_inverse(omega: Array) -> Array:
     theta_squared = elementwise.dot(omega, omega)
     k = smooth.cotangent_coefficient(theta_squared)
-    return isotropic(smooth.half_cotangent(theta_squared), jnp.full_like(k, -0.5), k, omega)
+    return isotropic(1 - theta_squared * k, jnp.full_like(k, -0.5), k, omega)
 
 
 @jax.custom_jvp
-def _log(R: Array) -> Array:
+def _exp(omega: Array) -> Array:
+    quarter = elementwise.dot(omega, omega) / 4
+    w, s = smooth.cos(quarter), smooth.sinc(quarter)
+    return isotropic(w * w - quarter * s * s, w * s, s * s / 2, omega)
+
+
+@_exp.defjvp
+def _exp_jvp(primals, tangents):
+    (omega,), (omega_dot,) = primals, tangents
+    R = _exp(omega)
+    body = elementwise.einsum("...ji,...j->...i", left_jacobian(omega), omega_dot)
+    return R, elementwise.einsum("...ij,...jk->...ik", R, hat(body))
+
+
+@jax.custom_jvp
+def log_unchecked(R: Array) -> Array:
+    """`log` of a product of rotations, whose rounding its check need not forgive."""
     w, x, y, z = _quaternion_direction(R)
     ratio = smooth.angle_ratio(w, x * x + y * y + z * z)
     return jnp.stack([ratio * x, ratio * y, ratio * z], axis=-1)
 
 
-@_log.defjvp
+@log_unchecked.defjvp
 def _log_jvp(primals, tangents):
     (R,), (R_dot,) = primals, tangents
-    omega = _log(R)
-    body = _vee(elementwise.matmul(elementwise.transpose(R), R_dot))
-    return omega, elementwise.matvec(_left_jacobian_inverse(-omega), body)
+    omega = log_unchecked(R)
+    body = _vee(elementwise.einsum("...ji,...jk->...ik", R, R_dot))
+    return omega, elementwise.einsum("...ji,...j->...i", _left_jacobian_inverse(omega), body)
 
 
 def _quaternion_direction(R: Array) -> tuple[Array, ...]:
