@@ -1,0 +1,6 @@
+"""Probability densities on groups, with respect to normalised Haar measure: log density, score, samples, entropy."""
+
+from lie.densities.haar import Haar
+from lie.densities.isotropic_gaussian import IsotropicGaussian
+
+__all__ = ["Haar", "IsotropicGaussian"]
