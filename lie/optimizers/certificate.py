@@ -1,12 +1,13 @@
 """A proof that a pose graph's solution is globally optimal: the dual matrix S = Q − Λ(X) is positive semidefinite.
 
-With Y the stacked R_nᵀ and the translations eliminated, f = tr(Yᵀ Q Y). For any symmetric 3x3 blocks Λ_n,
-S = Q − diag(Λ_n) bounds every feasible point from below, f >= tr Λ + 3 nodes · min(λ_min(S), 0), because Y_n Y_nᵀ = I.
-At a critical point Λ_n = sym((Q Y)_n Y_nᵀ) gives S Y = 0 and tr Λ = f, so λ_min(S) = 0 proves optimality, and a negative
-λ_min says that the proof fails: a local minimum, or noise beyond the exact regime. Source: Rosen et al. 2019, theorem 7.
+With Y the stacked R_nᵀ and the translations eliminated, f = tr(Yᵀ Q Y). For any symmetric 3x3 blocks Λ_n, the matrix
+S = Q − diag(Λ_n) bounds all feasible points from below, f >= tr Λ + 3 nodes · min(λ_min(S), 0), because Y_n Y_nᵀ = I.
+At a critical point Λ_n = sym((Q Y)_n Y_nᵀ) gives S Y = 0 and tr Λ = f, so λ_min(S) = 0 proves optimality. A negative
+λ_min says that the proof fails: a local minimum, or noise so large that no proof of this kind exists.
+Source: Rosen, Carlone, Bandeira & Leonard 2019 (SE-Sync), theorem 7.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse
@@ -28,11 +29,16 @@ class Certificate(NamedTuple):
 def certify(graph: pose_graph.PoseGraph, poses: se3.Pose, tolerance: float = 1e-5) -> Certificate:
     """Runs on the host in float64: one or a few sparse factorisations and a Lanczos iteration.
 
-    The eigenvalue is found by inertia and shift: S + σ I is factorised for σ = tolerance, 10 tolerance, ... until all
-    pivots are positive, which proves λ_min > −σ; shifted and inverted there, the smallest eigenvalue is the dominant one,
-    and Lanczos cannot miss it. S itself is dense: the translations stay in the factorised matrix, whose Schur complement
-    it is. Give poses in float64, converged well below `tolerance` (λ_min is off by the norm of the gradient).
+    S + σ I is factorised for σ = tolerance, 10 tolerance, ... until all pivots are positive, which proves λ_min > −σ.
+    Shifted and inverted there the smallest eigenvalue is the dominant one, so Lanczos cannot miss it. S is dense: the
+    translations, optimal for the given rotations, stay in the factorised matrix, whose Schur complement S is.
+    Give poses in float64 and converged well below `tolerance`: λ_min is off by the norm of the gradient.
+    Raises ValueError for poses of another shape or a graph in several pieces.
     """
+    if poses.rotation.shape != (graph.nodes, 3, 3):
+        raise ValueError(f"poses: expected rotations with shape {(graph.nodes, 3, 3)}, got {poses.rotation.shape}")
+    if not np.isfinite(np.asarray(poses.rotation)).all():
+        raise ValueError("poses: expected only finite values")
     n = graph.nodes
     Y = np.swapaxes(np.asarray(poses.rotation, np.float64), -1, -2)
     t = pose_graph.best_translations(graph, np.swapaxes(Y, -1, -2))
@@ -62,10 +68,11 @@ def _smallest_eigenvalue(matrix: scipy.sparse.csc_matrix, eliminated: int, toler
     def inverse(x):
         return factor.solve(np.concatenate([np.zeros(eliminated), np.ravel(x)]))[eliminated:]
 
-    operator = scipy.sparse.linalg.LinearOperator((kept, kept), matvec=inverse, dtype=np.float64)
+    make: Any = scipy.sparse.linalg.LinearOperator
+    operator = make((kept, kept), matvec=inverse, dtype=np.float64)
     start = np.random.default_rng(0).standard_normal(kept)
-    (largest,) = scipy.sparse.linalg.eigsh(operator, k=1, which="LA", v0=start, return_eigenvectors=False)
-    return 1 / float(largest) - shift
+    largest = scipy.sparse.linalg.eigsh(operator, k=1, which="LA", v0=start, return_eigenvectors=False)
+    return 1 / float(np.ravel(largest)[0]) - shift
 
 
 def _positive_definite(matrix: scipy.sparse.csc_matrix) -> scipy.sparse.linalg.SuperLU | None:

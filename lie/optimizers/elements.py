@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lie.group import Product
+
 Groups = Any  # a prefix pytree of groups and None
 Parameters = Any  # a pytree of group elements and flat arrays
 Tangents = Any  # the same pytree with one tangent array in the place of each element
@@ -26,8 +28,12 @@ class _Flat:
     def retract(self, x: jax.Array, v: jax.Array) -> jax.Array:
         return x + v
 
+    def project(self, x: jax.Array) -> jax.Array:
+        return x
+
 
 _FLAT = _Flat()
+_MISMATCH = "the tangents do not match the parameters"
 
 
 def map_elements(f: Callable[..., Any], groups: Groups, parameters: Parameters, *tangents: Tangents) -> Any:
@@ -37,13 +43,11 @@ def map_elements(f: Callable[..., Any], groups: Groups, parameters: Parameters, 
     """
     prefix = jax.tree.structure(groups, is_leaf=is_group)
     covered = _flatten_up_to(prefix, parameters, "groups is not a prefix of the parameters")
-    tangent_parts = [_flatten_up_to(prefix, t, "the tangents do not match the parameters") for t in tangents]
+    tangent_parts = [_flatten_up_to(prefix, t, _MISMATCH) for t in tangents]
     results = []
     for position, (group, part) in enumerate(zip(jax.tree.leaves(groups, is_leaf=is_group), covered, strict=True)):
         elements, inner = _elements(group, part)
-        rest = [
-            _flatten_up_to(inner, parts[position], "the tangents do not match the parameters") for parts in tangent_parts
-        ]
+        rest = [_flatten_up_to(inner, parts[position], _MISMATCH) for parts in tangent_parts]
         vocabulary = _FLAT if group is None else group
         mapped = [f(vocabulary, element, *others) for element, *others in zip(elements, *rest, strict=True)]
         results.append(jax.tree.unflatten(inner, mapped))
@@ -70,12 +74,21 @@ def zero_tangents(parameters: Parameters, groups: Groups) -> Tangents:
     return map_elements(zeros, groups, parameters)
 
 
+def project(parameters: Parameters, groups: Groups) -> Parameters:
+    """The closest group element to each that rounding has moved off its group; flat arrays stay.
+
+    Matrices drift as the root of the number of steps: R^T R − I reaches 54 eps after 1e3 and 600 eps after 1e5 steps of
+    `apply_updates` (float32, steps of 0.01). Projecting costs some 30 such steps, so do it now and then, not always.
+    """
+    return map_elements(lambda group, x: group.project(x), groups, parameters)
+
+
 def value_and_grad(f: Callable[..., Any], groups: Groups, has_aux: bool = False) -> Callable[..., tuple[Any, Tangents]]:
     """The function (x, *args) -> (f(x, *args), g) with g_i = ∂/∂ξ_i f(x exp ξ) at ξ = 0: the body-frame gradient.
 
-    g has one vector of the group's dimension per element, and equals the Riemannian gradient of a left-invariant metric
-    in which the basis of the Lie algebra is orthonormal. Exact: it differentiates `retract` at ξ = 0, where every group's
-    exp has all derivatives. With `has_aux`, f returns (value, aux) as for `jax.value_and_grad`.
+    g has one vector of the group's dimension per element: the Riemannian gradient of the left-invariant metric in which
+    the basis of the Lie algebra is orthonormal. Exact: it differentiates `retract` at ξ = 0, where the exp of every
+    group has all derivatives. With `has_aux`, f returns (value, aux) as for `jax.value_and_grad`.
     """
 
     def evaluate(x: Parameters, *args: Any, **kwargs: Any) -> tuple[Any, Tangents]:
@@ -88,6 +101,7 @@ def value_and_grad(f: Callable[..., Any], groups: Groups, has_aux: bool = False)
 
 
 def is_group(node: Any) -> bool:
+    """Whether a node of `groups` is a leaf of it: a group, or None for flat arrays."""
     return node is None or hasattr(node, "retract")
 
 
@@ -95,8 +109,15 @@ def _elements(group: Any, part: Any) -> tuple[list[Any], Any]:
     """The elements below one leaf of the prefix; a node with the structure of the group's identity is an element."""
     if group is None:
         return jax.tree.flatten(part)
-    element = jax.tree.structure(jax.eval_shape(lambda: group.identity((), jnp.float32)))
+    element = jax.tree.structure(_placeholder(group))
     return jax.tree.flatten(part, is_leaf=lambda node: jax.tree.structure(node) == element)
+
+
+def _placeholder(group: Any) -> Any:
+    """Something with the pytree structure of an element; a product may leave a dimension open and have no identity."""
+    if isinstance(group, Product):
+        return tuple(_placeholder(factor) for factor in group.factors)
+    return jax.eval_shape(lambda: group.identity((), jnp.float32))
 
 
 def _flatten_up_to(structure: Any, tree: Any, complaint: str) -> list[Any]:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 
 from lie.optimizers import elements, robust
@@ -21,18 +22,20 @@ from lie.optimizers import elements, robust
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Factor:
-    """The same residual on many edges: edge e has r_e = residual(x[i_e], x[j_e], ..., *data_e), one vector, and costs ρ(|r_e|²).
+    """The same residual on many edges: r_e = residual(x[i_e], x[j_e], ..., *data_e), one vector, which costs ρ(|r_e|²).
 
     residual: a function of single elements (no edge axis). Hold on to one function object: compiled code is kept by it.
-    nodes: one integer array (edges,) per touched element; where the variables are a dict, a pair (name, integers).
+    nodes: one integer array (edges,) per touched element.
     data: a tuple of arrays or pytrees with a leading edge axis, handed to the residual after the elements.
     loss: None (ρ(s) = s) or a loss of `robust`. Weights belong into the residual, as square roots of information.
+    variables: where x is a dict, the name of the variable behind each entry of `nodes`.
     """
 
     residual: Callable[..., Array] = field(metadata={"static": True})
     nodes: tuple[Any, ...]
     data: tuple[Any, ...] = ()
     loss: robust.Loss | None = None
+    variables: tuple[str, ...] | None = field(default=None, metadata={"static": True})
 
 
 class Linearisation(NamedTuple):
@@ -55,7 +58,7 @@ class Variable(NamedTuple):
 
 
 def variables(x: elements.Parameters, groups: elements.Groups) -> list[Variable]:
-    """The variables in the order of their unknowns. Raises ValueError where names do not match or no node axis exists."""
+    """The variables in the order of their unknowns. Raises ValueError if names do not match or no node axis exists."""
     names = sorted(x) if isinstance(x, dict) else [None]
     if isinstance(x, dict) and not (isinstance(groups, dict) and sorted(groups) == names):
         raise ValueError(f"groups: expected a dict with the variables {names}, got {groups}")
@@ -64,7 +67,8 @@ def variables(x: elements.Parameters, groups: elements.Groups) -> list[Variable]
         element, group = (x, groups) if name is None else (x[name], groups[name])
         tangent = jax.tree.leaves(elements.zero_tangents(element, group))
         if len(tangent) != 1 or tangent[0].ndim < 1:
-            raise ValueError(f"{name or 'x'}: expected one batch of elements with a leading node axis, got {element}")
+            shapes = jax.tree.map(jnp.shape, element)
+            raise ValueError(f"{name or 'x'}: expected one batch of elements with a leading node axis, got {shapes}")
         count, dimension = tangent[0].shape[0], int(np.prod(tangent[0].shape[1:]))
         found.append(Variable(name, group, element, count, dimension, offset))
         offset += count * dimension
@@ -74,30 +78,26 @@ def variables(x: elements.Parameters, groups: elements.Groups) -> list[Variable]
 def columns(factors: Sequence[Factor], x: elements.Parameters, groups: elements.Groups) -> list[Array]:
     """Per factor the unknowns (edges, K) of each edge. Raises ValueError or TypeError where the nodes are not valid."""
     by_name = {variable.name: variable for variable in variables(x, groups)}
-    return [
-        jnp.concatenate(
-            [
-                variable.offset + nodes[:, None] * variable.dimension + jnp.arange(variable.dimension, dtype=nodes.dtype)
-                for variable, nodes in touched(factor, by_name)
-            ],
-            axis=1,
-        )
-        for factor in factors
-    ]
+    return [jnp.concatenate([_unknowns(*pair) for pair in touched(factor, by_name)], axis=1) for factor in factors]
+
+
+def _unknowns(variable: Variable, nodes: Array) -> Array:
+    components = jnp.arange(variable.dimension, dtype=nodes.dtype)
+    return variable.offset + nodes[:, None] * variable.dimension + components
 
 
 def touched(factor: Factor, by_name: dict[str | None, Variable]) -> list[tuple[Variable, Array]]:
     """The variable and the node numbers behind each argument of the residual."""
+    names = (None,) * len(factor.nodes) if factor.variables is None else factor.variables
+    if len(names) != len(factor.nodes) or not set(names) <= set(by_name):
+        raise ValueError(f"variables: expected {len(factor.nodes)} names among {list(by_name)}, got {names}")
     pairs = []
-    for entry in factor.nodes:
-        name, nodes = entry if isinstance(entry, tuple) else (None, entry)
-        if name not in by_name:
-            raise ValueError(f"nodes: expected a variable among {list(by_name)}, got {name!r}")
-        variable, nodes = by_name[name], jnp.asarray(nodes)
+    for name, numbers in zip(names, factor.nodes, strict=True):
+        variable, nodes = by_name[name], jnp.asarray(numbers)
         if not jnp.issubdtype(nodes.dtype, jnp.integer) or nodes.ndim != 1:
             raise TypeError(f"nodes: expected integers with shape (edges,), got {nodes.dtype} with shape {nodes.shape}")
-        if not isinstance(nodes, jax.core.Tracer) and nodes.size:
-            low, high = int(nodes.min()), int(nodes.max())
+        if not isinstance(nodes, Tracer) and nodes.size:
+            low, high = np.min(np.asarray(nodes)), np.max(np.asarray(nodes))
             if low < 0 or high >= variable.count:
                 raise ValueError(f"nodes: expected numbers in 0..{variable.count - 1}, got {low}..{high}")
         pairs.append((variable, nodes))
@@ -138,9 +138,7 @@ def linearise(
         diagonal = diagonal.at[at].add(jnp.diagonal(block, axis1=1, axis2=2))
         squared_jacobian = squared_jacobian + jnp.sum(weighted * J)
         blocks.append(block)
-    return Linearisation(
-        total, gradient, jnp.where(diagonal > 0, diagonal, 1), blocks, rounding(x, squared_jacobian)
-    )
+    return Linearisation(total, gradient, jnp.where(diagonal > 0, diagonal, 1), blocks, rounding(x, squared_jacobian))
 
 
 def rounding(x: elements.Parameters, squared_jacobian: Array) -> Array:

@@ -1,7 +1,7 @@
-"""Nonlinear least squares on groups: Levenberg–Marquardt and Powell's dogleg, sparse or dense, on the host or inside jit.
+"""Nonlinear least squares on groups: Levenberg–Marquardt and Powell's dogleg, sparse or dense, on the host or in jit.
 
-Both minimise Σ_e ρ(|r_e|²) (no factor 1/2) over x exp(ξ). One step linearises at ξ = 0, solves (H + λ diag H) δ = −g and
-judges x exp(δ) by the ratio of the true to the predicted decrease. diag H makes damping and radius independent of units.
+Both minimise Σ_e ρ(|r_e|²) (no factor 1/2) over x exp(ξ). One step linearises at ξ = 0, solves (H + λ diag H) δ = −g
+and judges x exp(δ) by the ratio of true to predicted decrease. diag H makes damping and radius independent of units.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 
 from lie import check, smooth
@@ -164,7 +165,7 @@ class _Options(NamedTuple):
 
 
 def _options(x, dtype, tolerance, max_steps, linear_solver, cg_tolerance, cg_steps) -> _Options:
-    tracing = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(x))
+    tracing = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(x))
     chosen = linear_solver or ("cg" if tracing else "direct")
     if chosen not in ("direct", "cg"):
         raise ValueError(f"linear_solver: expected 'direct', 'cg' or None, got {linear_solver!r}")
@@ -230,15 +231,12 @@ def _iterate_sparse(frozen, method, options, factors, unknowns, x, control):
 
 
 def _iterate(groups, method, options, linearise, solve, value, unknowns, x, control) -> Solution:
-    def unfinished(state):
-        return ~state.solution.converged & (state.solution.steps < options.max_steps)
-
     def step(state):
         linearisation = linearise(state.solution.x)
         direction = solve(state.solution.x, linearisation, method.damping(state.control))
         return _advance(groups, method, options.tolerance, value, unknowns, linearisation, direction, state)
 
-    return jax.lax.while_loop(unfinished, step, _start(x, value(x), control)).solution
+    return jax.lax.while_loop(lambda state: _unfinished(state, options), step, _start(x, value(x), control)).solution
 
 
 def _iterate_on_host(frozen, method, options, factors, unknowns, x, control) -> Solution:
@@ -246,14 +244,12 @@ def _iterate_on_host(frozen, method, options, factors, unknowns, x, control) -> 
     size = sum(variable.count * variable.dimension for variable in factor_graph.variables(x, _thaw(frozen)))
     solve = normal_equations.SparseDirect(unknowns, size)
     linearisation = direction = None
-    while not state.solution.converged and state.solution.steps < options.max_steps:
+    while _unfinished(state, options):
         if linearisation is None or state.accepted:
             linearisation, direction = _linearise_jitted(frozen, factors, unknowns, state.solution.x), None
         if direction is None or not method.keeps_direction:
             direction = solve(linearisation, float(method.damping(state.control)))
-        state = _advance_jitted(
-            frozen, method, options.tolerance, factors, unknowns, linearisation, direction, state
-        )
+        state = _advance_jitted(frozen, method, options.tolerance, factors, unknowns, linearisation, direction, state)
     return state.solution
 
 
@@ -276,6 +272,11 @@ def _advance_jitted(frozen, method, tolerance, factors, unknowns, linearisation,
         return factor_graph.value(factors, x, groups)
 
     return _advance(groups, method, tolerance, value, unknowns, linearisation, direction, state)
+
+
+def _unfinished(state: _State, options: _Options) -> Array:
+    solution = state.solution
+    return ~solution.converged & (solution.steps < options.max_steps) & jnp.isfinite(solution.value)
 
 
 def _start(x, value, control) -> _State:

@@ -1,4 +1,4 @@
-"""Solvers of (H + λ diag H) δ = −g for a linearised least-squares problem: sparse LU, conjugate gradients, dense Cholesky.
+"""Solvers of (H + λ diag H) δ = −g for a linearised least-squares problem: sparse LU, conjugate gradients, Cholesky.
 
 The sparse factorisation is SciPy's and runs on the host, outside jit. Conjugate gradients and Cholesky are traceable.
 """
@@ -18,8 +18,8 @@ from lie.optimizers import elements, factor_graph
 class SparseDirect:
     """Factorisation of the sparse normal matrix in float64; its pattern and its ordering are found once.
 
-    Minimum degree on HᵀH + H is SuperLU's own; the ordering it finds for the first matrix serves all later ones, because
-    the pattern never changes. No pivoting: H + λ diag H is positive definite.
+    The minimum-degree ordering that SuperLU finds for the first matrix serves all later ones, because the pattern never
+    changes. No pivoting: H + λ diag H is positive definite.
     """
 
     def __init__(self, unknowns: Sequence[Array], size: int):
@@ -27,8 +27,8 @@ class SparseDirect:
         rows = [np.broadcast_to(a[:, :, None], (*a.shape, a.shape[1])).ravel() for a in at]
         across = [np.broadcast_to(a[:, None, :], (*a.shape, a.shape[1])).ravel() for a in at]
         # Column-major keys of all entries, the diagonal included, so that damping meets no missing entry.
-        keys = np.concatenate([c * size + r for r, c in zip(rows, across, strict=True)] + [np.arange(size) * (size + 1)])
-        unique, self._slots = np.unique(keys, return_inverse=True)
+        keys = [c * size + r for r, c in zip(rows, across, strict=True)] + [np.arange(size) * (size + 1)]
+        unique, self._slots = np.unique(np.concatenate(keys), return_inverse=True)
         self._rows, starts = unique % size, np.searchsorted(unique, np.arange(size + 1) * size)
         self._pattern, self._size, self._order = (self._rows, starts), size, None
 
@@ -49,9 +49,7 @@ class SparseDirect:
 
 def factorise(matrix: scipy.sparse.csc_matrix, ordering: str) -> scipy.sparse.linalg.SuperLU:
     """LU of a symmetric matrix with pivots taken from the diagonal."""
-    return scipy.sparse.linalg.splu(
-        matrix, permc_spec=ordering, diag_pivot_thresh=0.0, options={"SymmetricMode": True}
-    )
+    return scipy.sparse.linalg.splu(matrix, permc_spec=ordering, diag_pivot_thresh=0.0, options={"SymmetricMode": True})
 
 
 def conjugate_gradients(
@@ -64,12 +62,12 @@ def conjugate_gradients(
     tolerance: float,
     max_steps: int,
 ) -> Array:
-    """Preconditioned by the diagonal block of every node; stops at |residual| <= tolerance · |g| or after `max_steps`."""
+    """Preconditioned by each node's diagonal block; stops at |residual| <= tolerance · |g| or after `max_steps`."""
     found = factor_graph.variables(x, groups)
     blocks = _node_blocks(factors, found, linearisation)
     scaling = damping * linearisation.diagonal
     lower = [
-        jnp.linalg.cholesky(block + jnp.zeros_like(block).at[:, range(v.dimension), range(v.dimension)].set(_part(v, scaling)))
+        jnp.linalg.cholesky(block + _part(v, scaling)[:, :, None] * jnp.eye(v.dimension, dtype=block.dtype))
         for v, block in zip(found, blocks, strict=True)
     ]
 

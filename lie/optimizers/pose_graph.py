@@ -4,7 +4,7 @@ The cost is that of the maximum-likelihood model with isotropic noise (Langevin 
 
     f(R, t) = Σ_ij κ_ij |R_j − R_i R_ij|_F² + τ_ij |t_j − t_i − R_i t_ij|²,
 
-for which `certificate` can prove a global optimum. Source: Rosen, Carlone, Bandeira & Leonard 2019 (SE-Sync), problem 1.
+for which `certificate` can prove a global optimum. Source: Rosen, Carlone, Bandeira & Leonard 2019, problem 1.
 """
 
 import gzip
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
+import scipy.sparse.csgraph
 from jax import Array
 from scipy.spatial.transform import Rotation
 
@@ -64,7 +65,7 @@ def read_g2o(path: str | Path) -> PoseGraph:
 
 
 def residual(first: se3.Pose, second: se3.Pose, measured: se3.Pose, root_kappa: Array, root_tau: Array) -> Array:
-    """The 12 entries of √κ (R_iᵀR_j − R_ij) and √τ (R_iᵀ(t_j − t_i) − t_ij); their squares sum to the cost of the edge."""
+    """√κ (R_iᵀR_j − R_ij) and √τ (R_iᵀ(t_j − t_i) − t_ij), 12 numbers whose squares sum to the cost of the edge."""
     relative = se3.compose(se3.inverse(first), second)
     rotation = root_kappa * (relative.rotation - measured.rotation)
     return jnp.concatenate([rotation.reshape(9), root_tau * (relative.translation - measured.translation)])
@@ -119,11 +120,16 @@ def best_translations(graph: PoseGraph, R: np.ndarray) -> np.ndarray:
 
 
 def difference_operators(graph: PoseGraph) -> tuple[scipy.sparse.csc_matrix, scipy.sparse.csc_matrix]:
-    """Sparse B and A with f = |B Y|² + |A [t; Y]|²: Y stacks the R_nᵀ, (3 nodes, 3), and t the translations, (nodes, 3).
+    """Sparse B and A with f = |B Y|² + |A [t; Y]|², where Y, (3 nodes, 3), stacks the R_nᵀ and t, (nodes, 3), the t_n.
 
     An edge has the rows √κ (R_jᵀ − R_ijᵀ R_iᵀ) in B and √τ (t_j − t_i − R_i t_ij)ᵀ in A.
+    Raises ValueError for a graph in several pieces: their relative positions are unknown.
     """
     edges, n = len(graph.first), graph.nodes
+    links = scipy.sparse.coo_matrix((np.ones(edges), (graph.first, graph.second)), shape=(n, n))
+    pieces = scipy.sparse.csgraph.connected_components(links, directed=False, return_labels=False)
+    if pieces != 1:
+        raise ValueError(f"graph: expected one connected graph, got {pieces} pieces")
     e, axis = np.arange(edges), np.arange(3)
     root_kappa, root_tau = np.sqrt(graph.kappa), np.sqrt(graph.tau)
     rows = np.broadcast_to(3 * e[:, None, None] + axis[:, None], (edges, 3, 3))

@@ -1,4 +1,4 @@
-"""Robust losses ρ(s) of a squared residual s = |r|², and the weights ρ'(s) that iteratively reweighted least squares uses.
+"""Robust losses ρ(s) of a squared residual s = |r|², and the weights ρ'(s) of iteratively reweighted least squares.
 
 Each has ρ(s) = s + O(s²) at 0, so `scale` (in the unit of the residual, > 0) alone says where outliers begin. All are
 concave in s: a weighted least-squares step is a majorisation and cannot be misled by its own weights.
@@ -18,6 +18,9 @@ class Huber:
 
     scale: float | Array
 
+    def __post_init__(self):
+        _require_positive(self.scale)
+
     def value(self, squared: Array) -> Array:
         k = _scale(self.scale, squared)
         return jnp.where(squared <= k * k, squared, 2 * k * jnp.sqrt(jnp.maximum(squared, k * k)) - k * k)
@@ -33,6 +36,9 @@ class Cauchy:
     """ρ = k² log(1 + s/k²): the negative log-likelihood of heavy tails."""
 
     scale: float | Array
+
+    def __post_init__(self):
+        _require_positive(self.scale)
 
     def value(self, squared: Array) -> Array:
         k = _scale(self.scale, squared)
@@ -50,6 +56,9 @@ class GemanMcClure:
 
     scale: float | Array
 
+    def __post_init__(self):
+        _require_positive(self.scale)
+
     def value(self, squared: Array) -> Array:
         k = _scale(self.scale, squared)
         return squared / (1 + squared / (k * k))
@@ -62,9 +71,12 @@ class GemanMcClure:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Tukey:
-    """ρ = k²/3 (1 − (1 − s/k²)³) for √s <= k, constant beyond: far outliers have no influence. Source: Beaton & Tukey 1974."""
+    """ρ = k²/3 (1 − (1 − s/k²)³) for √s <= k, constant beyond: far outliers do not pull. Beaton & Tukey 1974."""
 
     scale: float | Array
+
+    def __post_init__(self):
+        _require_positive(self.scale)
 
     def value(self, squared: Array) -> Array:
         k = _scale(self.scale, squared)
@@ -81,3 +93,8 @@ Loss = Huber | Cauchy | GemanMcClure | Tukey
 
 def _scale(scale: float | Array, squared: Array) -> Array:
     return jnp.asarray(scale, squared.dtype)
+
+
+def _require_positive(scale: float | Array) -> None:
+    if isinstance(scale, int | float) and not scale > 0:
+        raise ValueError(f"scale: expected a positive number in the unit of the residual, got {scale}")

@@ -13,7 +13,7 @@ the body frame of SE(3)); Adam's component-wise second moments do not, so its pa
 `vector_norm_adam` takes one second moment |g|² per element and commutes with both.
 """
 
-from typing import Any
+import math
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +36,8 @@ def riemannian(
     """
     wrapped = optax.with_extra_args_support(transformation)
 
-    def init(parameters):
-        return wrapped.init(elements.coordinates(parameters, groups))
+    def init(params):
+        return wrapped.init(elements.coordinates(params, groups))
 
     def update(updates, state, params=None, **extra):
         seen = None if params is None else elements.coordinates(params, groups)
@@ -58,11 +58,15 @@ def apply_updates(
 
 
 def vector_norm_adam(
-    learning_rate: optax.ScalarOrSchedule, groups: elements.Groups, b1: float = 0.9, b2: float = 0.999, epsilon: float = 1e-8
+    learning_rate: optax.ScalarOrSchedule,
+    groups: elements.Groups,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    epsilon: float = 1e-8,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam with one second moment per group element, ready for `apply_updates`; flat leaves get the usual Adam.
 
-    See `scale_by_vector_norm_adam`. It commutes with x -> h x on every group and with x -> x h where Ad(h) is orthogonal.
+    See `scale_by_vector_norm_adam`. Commutes with x -> h x on every group and with x -> x h where Ad(h) is orthogonal.
     """
     chained = optax.chain(
         scale_by_vector_norm_adam(groups, b1, b2, epsilon), optax.scale_by_learning_rate(learning_rate)
@@ -81,33 +85,35 @@ def scale_by_vector_norm_adam(
     vector as in vector Adam (Ling et al. 2022).
     """
 
-    def init(tangents):
-        moments = _map(lambda squared, g: jnp.zeros_like(squared), groups, tangents)
-        return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), jax.tree.map(jnp.zeros_like, tangents), moments)
+    def init(params):
+        moments = jax.tree.map(jnp.zeros_like, _squared_norms(params, groups))
+        return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), jax.tree.map(jnp.zeros_like, params), moments)
 
     def update(updates, state, params=None):
         del params
-        count = optax.safe_increment(state.count)
+        count = jnp.asarray(optax.safe_increment(state.count))
         mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
-        second = jax.tree.map(
-            lambda v, s: b2 * v + (1 - b2) * s, state.nu, _map(lambda squared, g: squared, groups, updates)
-        )
+        second = jax.tree.map(lambda v, s: b2 * v + (1 - b2) * s, state.nu, _squared_norms(updates, groups))
 
         def scaled(m, v):
             steps = count.astype(m.dtype)
-            corrected = v / (1 - b2**steps)
-            return smooth.divide(m / (1 - b1**steps), smooth.sqrt(corrected) + epsilon)
+            return smooth.divide(m / _weight(b1, steps), smooth.sqrt(v / _weight(b2, steps)) + epsilon)
 
         return jax.tree.map(scaled, mean, second), optax.ScaleByAdamState(count, mean, second)
 
     return optax.GradientTransformation(init, update)
 
 
-def _map(f: Any, groups: elements.Groups, tangents: elements.Tangents) -> Any:
-    """f(second moment, tangent vector) over a pytree of tangent vectors."""
-    prefix = jax.tree.structure(groups, is_leaf=elements.is_group)
+def _weight(decay: float, steps: jax.Array) -> jax.Array:
+    """1 − decayⁿ, the total weight of a mean that started at zero; direct subtraction loses 3 digits at 0.999."""
+    return jnp.ones_like(steps) if decay == 0 else -jnp.expm1(steps * math.log(decay))
+
+
+def _squared_norms(tangents: elements.Tangents, groups: elements.Groups) -> elements.Tangents:
+    """|g|² with a kept last axis for the vectors of groups, component by component for flat leaves."""
+    groups_given, prefix = jax.tree.flatten(groups, is_leaf=elements.is_group)
     parts = []
-    for group, part in zip(jax.tree.leaves(groups, is_leaf=elements.is_group), prefix.flatten_up_to(tangents), strict=True):
-        squared = (lambda g: g * g) if group is None else (lambda g: jnp.sum(g * g, axis=-1, keepdims=True))
-        parts.append(jax.tree.map(lambda g, squared=squared: f(squared(g), g), part))
+    for group, part in zip(groups_given, prefix.flatten_up_to(tangents), strict=True):
+        vectors = group is not None
+        parts.append(jax.tree.map(lambda g, v=vectors: jnp.sum(g * g, axis=-1, keepdims=True) if v else g * g, part))
     return jax.tree.unflatten(prefix, parts)
