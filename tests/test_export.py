@@ -18,7 +18,7 @@ import optax
 import pytest
 
 import lie
-from lie import euclidean, group, optimizers, se2, se3, smooth, so2, so3, su2
+from lie import densities, euclidean, group, optimizers, processes, se2, se3, smooth, so2, so3, statistics, su2
 from lie.optimizers import robust
 
 PLATFORMS = ["cpu", "cuda", "tpu"]
@@ -90,6 +90,8 @@ def group_rows():
         **vocabulary("lie.group.Product", product, 5, (floats(2, 3), floats(2, 2)), product),
         "lie.euclidean.Space.identity": [call(space, (2,), jnp.float32)],
         "lie.euclidean.Space.sample": [call(space, (2,), jnp.float32, key=KEY)],
+        "lie.so3.cross_terms": [call(floats(2), floats(2, 3), floats(2, 3), floats(2, 3))],
+        "lie.so3.log_unchecked": [call(floats(2, 3, 3))],
         "lie.so3.isotropic": [call(floats(2), floats(2), floats(2), floats(2, 3))],
         "lie.su2.canonical": [call(floats(2, 4))],
     }
@@ -106,6 +108,8 @@ def smooth_rows():
     rows = {f"lie.smooth.{name}": [call(floats(3))] for name in positive if hasattr(smooth, name)}
     return rows | {
         "lie.smooth.stumpff": [call(3, floats(3))],
+        "lie.smooth.stumpff_family": [call(4, floats(3))],
+        "lie.smooth.direction": [call(floats(2, 3), floats(3))],
         "lie.smooth.polynomial": [call((1.0, 2.0, 3.0), floats(3))],
         "lie.smooth.divide": [call(floats(3), floats(3))],
         "lie.smooth.angle": [call(floats(3), floats(3))],
@@ -114,6 +118,7 @@ def smooth_rows():
         "lie.elementwise.cross": [call(floats(2, 3), floats(2, 3))],
         "lie.elementwise.matvec": [call(floats(2, 3), floats(3))],
         "lie.elementwise.matmul": [call(floats(2, 3), floats(3, 2))],
+        "lie.elementwise.einsum": [call("...ij,...j->...i", floats(2, 3), floats(3))],
         "lie.elementwise.transpose": [call(floats(2, 3))],
         "lie.elementwise.bordered": [call(floats(3, 3), floats(3), 1)],
     }
@@ -135,6 +140,7 @@ def optimizer_rows():
     rows = {
         "value_and_grad": [call(R, via=lambda f, R: f(lambda R: jnp.sum(misfit(R) ** 2), so3)(R))],
         "apply_updates": [call(R, v, so3)],
+        "project": [call(R, so3)],
         "riemannian": [call(R, v, via=lambda f, R, v: step(f(optax.sgd(0.1, momentum=0.9), so3))(R, v))],
         "vector_norm_adam": [call(R, v, via=lambda f, R, v: step(f(0.1, so3))(R, v))],
         "scale_by_vector_norm_adam": [call(R, v, via=lambda f, R, v: step(f(so3))(v, v))],
@@ -154,7 +160,94 @@ def optimizer_rows():
     return {f"lie.optimizers.{name}": calls for name, calls in rows.items()}
 
 
-ROWS: dict[str, list[Call]] = {**smooth_rows(), **group_rows(), **optimizer_rows()}
+def chart_rows():
+    R, vector = floats(2, 3, 3), floats(2, 3)
+    forward = {"quaternion": floats(2, 4), "6d": floats(2, 6), "5d": floats(2, 5), "svd": R, "euler": vector}
+    rows = {f"lie.charts.matrix_from_{name}": [call(x)] for name, x in forward.items()}
+    rows |= {f"lie.charts.{name}_from_matrix": [call(R)] for name in ("quaternion", "sixd", "fived", "axis_angle")}
+    euler = [call(R, "xyz"), call(R, "ZXZ")]
+    return rows | {
+        "lie.charts.matrix_from_axis_angle": [call(vector, floats(2))],
+        "lie.charts.euler_from_matrix": euler,
+    }
+
+
+def density_rows():
+    R = floats(2, 3, 3)
+    igso3 = shape_of(densities.IsotropicGaussian, R, floats(2))
+    rows = {
+        "Haar.log_prob": [call(densities.Haar(), R)],
+        "Haar.score": [call(densities.Haar(), R)],
+        "Haar.sample": [call(densities.Haar(), (2,), key=KEY)],
+        "Haar.entropy": [call(densities.Haar())],
+        "IsotropicGaussian.log_prob": [call(igso3, R)],
+        "IsotropicGaussian.score": [call(igso3, R)],
+        "IsotropicGaussian.sample": [call(igso3, (3,), key=KEY)],
+        "IsotropicGaussian.entropy": [call(igso3)],
+        "IsotropicGaussian.angle_cdf": [call(igso3, floats(2))],
+        "IsotropicGaussian.angle_quantile": [call(igso3, floats(2))],
+    }
+    return {f"lie.densities.{name}": calls for name, calls in rows.items()}
+
+
+def process_rows():
+    R, times = floats(2, 3, 3), floats(3)
+    pose = shape_of(se3.exp, floats(2, 6))
+
+    def still(time, X):
+        return jnp.zeros(X.shape[:-1], X.dtype)
+
+    def at_once(f, R):
+        return f(so3, still, 1.0, still)(0.0, R)
+
+    rows = {
+        "brownian": [call(so3, R, 0.1, key=KEY), call(se3, pose, 0.1, key=KEY), call(su2, floats(2, 4), 0.1, key=KEY)],
+        "brownian_path": [call(so3, R, times, key=KEY)],
+        "ode": [call(so3, still, R, times, method=method) for method in processes.METHODS],
+        "sde": [call(so3, still, 1.0, R, times, key=KEY)],
+        "reverse": [call(so3, still, 1.0, still, R, times, key=KEY)],
+        "reverse_drift": [call(R, via=at_once)],
+        "probability_flow": [call(R, via=at_once)],
+        "divergence": [call(so3, lambda X: still(0.0, X), R)],
+        "log_prob": [call(so3, still, R, times, lambda X: X[..., 0, 0])],
+    }
+    return {f"lie.processes.{name}": calls for name, calls in rows.items()}
+
+
+def statistic_rows():
+    R, x, pose = floats(5, 3, 3), floats(4, 3, 3), shape_of(se3.exp, floats(7, 6))
+    kernel = statistics.heat_kernel(0.5)
+    geodesics = shape_of(lambda R: statistics.principal_geodesics(so3, R), R)
+    region = shape_of(lambda R: statistics.confidence_region(so3, R), R)
+    rows = {
+        "frechet_mean": [call(so3, R, derivative=False), call(se3, pose, derivative=False)],
+        "geodesic_median": [call(so3, R, derivative=False)],
+        "projected_mean": [call(R)],
+        "principal_geodesics": [call(so3, R, derivative=False)],
+        "along": [call(so3, geodesics, floats(2), derivative=False)],
+        "confidence_region": [call(so3, R, derivative=False)],
+        "bootstrap_region": [call(so3, R, resamples=19, key=KEY, derivative=False)],
+        "contains": [call(so3, region, floats(3, 3), derivative=False)],
+        "energy_test": [call(R, x, permutations=9, key=KEY, derivative=False)],
+        "kernel_test": [call(R, x, kernel, permutations=9, key=KEY, derivative=False)],
+        "heat_kernel": [call(R, via=lambda f, R: f(0.5)(R, R))],
+        "rayleigh": [call(R)],
+        "bingham": [call(floats(5, 4))],
+        "sobolev": [call(R, 2)],
+        "gine": [call(R)],
+    }
+    return {f"lie.statistics.{name}": calls for name, calls in rows.items()}
+
+
+ROWS: dict[str, list[Call]] = {
+    **smooth_rows(),
+    **group_rows(),
+    **chart_rows(),
+    **optimizer_rows(),
+    **density_rows(),
+    **process_rows(),
+    **statistic_rows(),
+}
 
 
 def public(name):
