@@ -185,7 +185,7 @@ def _jacobian_inverse(mpmath: ModuleType, omega: list[str]) -> Any:
 
 
 def _region(row: Row) -> str:
-    region = row["region"]
+    region: str = row["region"]
     return _REGIONS.get(region, region)
 
 
