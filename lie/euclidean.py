@@ -42,7 +42,7 @@ def log(x: Float[ArrayLike, "*batch n"]) -> Float[Array, "*batch n"]:
     return check.array("x", x, None)
 
 
-def compose(x1: Float[ArrayLike, "*batch n"], x2: Float[ArrayLike, "*#batch n"]) -> Float[Array, "... n"]:
+def compose(x1: Float[ArrayLike, "*#batch n"], x2: Float[ArrayLike, "*#batch n"]) -> Float[Array, "... n"]:
     """x1 + x2."""
     x1 = check.array("x1", x1, None)
     x2 = check.array("x2", x2, x1.shape[-1])
@@ -71,24 +71,24 @@ right_jacobian_inverse = adjoint
 retract = compose
 
 
-def local(x1: Float[ArrayLike, "*batch n"], x2: Float[ArrayLike, "*#batch n"]) -> Float[Array, "... n"]:
+def local(x1: Float[ArrayLike, "*#batch n"], x2: Float[ArrayLike, "*#batch n"]) -> Float[Array, "... n"]:
     """x2 − x1: the step from x1 to x2, the inverse of `retract`."""
     return compose(x2, inverse(x1))
 
 
-def distance(x1: Float[ArrayLike, "*batch n"], x2: Float[ArrayLike, "*#batch n"]) -> Float[Array, "..."]:
+def distance(x1: Float[ArrayLike, "*#batch n"], x2: Float[ArrayLike, "*#batch n"]) -> Float[Array, "..."]:
     """|x2 − x1|; at x1 = x2 the gradient is 0 by choice. Use `squared_distance` for second derivatives there."""
     return smooth.norm(local(x1, x2))
 
 
-def squared_distance(x1: Float[ArrayLike, "*batch n"], x2: Float[ArrayLike, "*#batch n"]) -> Float[Array, "..."]:
+def squared_distance(x1: Float[ArrayLike, "*#batch n"], x2: Float[ArrayLike, "*#batch n"]) -> Float[Array, "..."]:
     """|x2 − x1|²."""
     step = local(x1, x2)
     return jnp.sum(step * step, axis=-1)
 
 
 def interpolate(
-    x1: Float[ArrayLike, "*batch n"], x2: Float[ArrayLike, "*#batch n"], t: Float[ArrayLike, "*#batch"]
+    x1: Float[ArrayLike, "*#batch n"], x2: Float[ArrayLike, "*#batch n"], t: Float[ArrayLike, "*#batch"]
 ) -> Float[Array, "... n"]:
     """x1 + t (x2 − x1): a straight line from x1 (t = 0) to x2 (t = 1); any real t."""
     step = local(x1, x2)

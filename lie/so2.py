@@ -41,7 +41,7 @@ def log(R: Float[ArrayLike, "*batch 2 2"]) -> Float[Array, "*batch 1"]:
     return _log(R)
 
 
-def compose(R1: Float[ArrayLike, "*batch 2 2"], R2: Float[ArrayLike, "*#batch 2 2"]) -> Float[Array, "... 2 2"]:
+def compose(R1: Float[ArrayLike, "*#batch 2 2"], R2: Float[ArrayLike, "*#batch 2 2"]) -> Float[Array, "... 2 2"]:
     """R1 R2; the order does not matter."""
     R1, R2 = check.array("R1", R1, 2, 2), check.array("R2", R2, 2, 2)
     check.same_dtype(R1=R1, R2=R2)
@@ -53,7 +53,7 @@ def inverse(R: Float[ArrayLike, "*batch 2 2"]) -> Float[Array, "*batch 2 2"]:
     return elementwise.transpose(check.array("R", R, 2, 2))
 
 
-def act(R: Float[ArrayLike, "*batch 2 2"], x: Float[ArrayLike, "*#batch 2"]) -> Float[Array, "... 2"]:
+def act(R: Float[ArrayLike, "*#batch 2 2"], x: Float[ArrayLike, "*#batch 2"]) -> Float[Array, "... 2"]:
     """R x: the rotated vector."""
     R, x = check.array("R", R, 2, 2), check.array("x", x, 2)
     check.same_dtype(R=R, x=x)
@@ -75,12 +75,12 @@ left_jacobian_inverse = left_jacobian
 right_jacobian_inverse = left_jacobian
 
 
-def retract(R: Float[ArrayLike, "*batch 2 2"], omega: Float[ArrayLike, "*#batch 1"]) -> Float[Array, "... 2 2"]:
+def retract(R: Float[ArrayLike, "*#batch 2 2"], omega: Float[ArrayLike, "*#batch 1"]) -> Float[Array, "... 2 2"]:
     """R exp(ω): R turned further by ω."""
     return compose(R, exp(omega))
 
 
-def local(R1: Float[ArrayLike, "*batch 2 2"], R2: Float[ArrayLike, "*#batch 2 2"]) -> Float[Array, "... 1"]:
+def local(R1: Float[ArrayLike, "*#batch 2 2"], R2: Float[ArrayLike, "*#batch 2 2"]) -> Float[Array, "... 1"]:
     """log(R1⁻¹ R2) in (−π, π]: the angle from R1 to R2; exactly 0 where R1 equals R2."""
     R1, R2 = check.array("R1", R1, 2, 2), check.array("R2", R2, 2, 2)
     check.same_dtype(R1=R1, R2=R2)
@@ -89,19 +89,19 @@ def local(R1: Float[ArrayLike, "*batch 2 2"], R2: Float[ArrayLike, "*#batch 2 2"
     return _log(elementwise.matmul(elementwise.transpose(R1), R2))
 
 
-def distance(R1: Float[ArrayLike, "*batch 2 2"], R2: Float[ArrayLike, "*#batch 2 2"]) -> Float[Array, "..."]:
+def distance(R1: Float[ArrayLike, "*#batch 2 2"], R2: Float[ArrayLike, "*#batch 2 2"]) -> Float[Array, "..."]:
     """|log(R1⁻¹ R2)|, 0..π. At R1 = R2 the gradient is 0 by choice, at π that of the branch `log` takes."""
     return smooth.norm(local(R1, R2))
 
 
-def squared_distance(R1: Float[ArrayLike, "*batch 2 2"], R2: Float[ArrayLike, "*#batch 2 2"]) -> Float[Array, "..."]:
+def squared_distance(R1: Float[ArrayLike, "*#batch 2 2"], R2: Float[ArrayLike, "*#batch 2 2"]) -> Float[Array, "..."]:
     """The squared angle of R1⁻¹ R2: smooth at R1 = R2, with gradient 0 and second derivative 2."""
     omega = local(R1, R2)
     return elementwise.dot(omega, omega)
 
 
 def interpolate(
-    R1: Float[ArrayLike, "*batch 2 2"], R2: Float[ArrayLike, "*#batch 2 2"], t: Float[ArrayLike, "*#batch"]
+    R1: Float[ArrayLike, "*#batch 2 2"], R2: Float[ArrayLike, "*#batch 2 2"], t: Float[ArrayLike, "*#batch"]
 ) -> Float[Array, "... 2 2"]:
     """R1 exp(t log(R1⁻¹ R2)): from R1 (t = 0) to R2 (t = 1) the short way at constant speed; any real t."""
     omega = local(R1, R2)

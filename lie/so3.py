@@ -52,7 +52,7 @@ def log(R: Float[ArrayLike, "*batch 3 3"]) -> Float[Array, "*batch 3"]:
     return log_unchecked(R)
 
 
-def compose(R1: Float[ArrayLike, "*batch 3 3"], R2: Float[ArrayLike, "*#batch 3 3"]) -> Float[Array, "... 3 3"]:
+def compose(R1: Float[ArrayLike, "*#batch 3 3"], R2: Float[ArrayLike, "*#batch 3 3"]) -> Float[Array, "... 3 3"]:
     """R1 R2: first R2, then R1."""
     R1, R2 = check.array("R1", R1, 3, 3), check.array("R2", R2, 3, 3)
     check.same_dtype(R1=R1, R2=R2)
@@ -64,7 +64,7 @@ def inverse(R: Float[ArrayLike, "*batch 3 3"]) -> Float[Array, "*batch 3 3"]:
     return jnp.swapaxes(check.array("R", R, 3, 3), -1, -2)
 
 
-def act(R: Float[ArrayLike, "*batch 3 3"], x: Float[ArrayLike, "*#batch 3"]) -> Float[Array, "... 3"]:
+def act(R: Float[ArrayLike, "*#batch 3 3"], x: Float[ArrayLike, "*#batch 3"]) -> Float[Array, "... 3"]:
     """R x: the rotated vector."""
     R, x = check.array("R", R, 3, 3), check.array("x", x, 3)
     check.same_dtype(R=R, x=x)
@@ -98,12 +98,12 @@ def right_jacobian_inverse(omega: Float[ArrayLike, "*batch 3"]) -> Float[Array, 
     return _left_jacobian_inverse(-check.array("omega", omega, 3))
 
 
-def retract(R: Float[ArrayLike, "*batch 3 3"], omega: Float[ArrayLike, "*#batch 3"]) -> Float[Array, "... 3 3"]:
+def retract(R: Float[ArrayLike, "*#batch 3 3"], omega: Float[ArrayLike, "*#batch 3"]) -> Float[Array, "... 3 3"]:
     """R exp(ω): a step from R along the body-frame tangent ω."""
     return compose(R, exp(omega))
 
 
-def local(R1: Float[ArrayLike, "*batch 3 3"], R2: Float[ArrayLike, "*#batch 3 3"]) -> Float[Array, "... 3"]:
+def local(R1: Float[ArrayLike, "*#batch 3 3"], R2: Float[ArrayLike, "*#batch 3 3"]) -> Float[Array, "... 3"]:
     """log(R1⁻¹ R2): the body-frame step from R1 to R2, the inverse of `retract`; exactly 0 where R1 equals R2."""
     R1, R2 = check.array("R1", R1, 3, 3), check.array("R2", R2, 3, 3)
     check.same_dtype(R1=R1, R2=R2)
@@ -112,7 +112,7 @@ def local(R1: Float[ArrayLike, "*batch 3 3"], R2: Float[ArrayLike, "*#batch 3 3"
     return log_unchecked(elementwise.matmul(elementwise.transpose(R1), R2))
 
 
-def distance(R1: Float[ArrayLike, "*batch 3 3"], R2: Float[ArrayLike, "*#batch 3 3"]) -> Float[Array, "..."]:
+def distance(R1: Float[ArrayLike, "*#batch 3 3"], R2: Float[ArrayLike, "*#batch 3 3"]) -> Float[Array, "..."]:
     """The angle of R1⁻¹ R2 in radians, 0..π.
 
     Gradient by choice: 0 where R1 = R2 (the subgradient of least norm); at distance π that of the branch `log` takes.
@@ -121,14 +121,14 @@ def distance(R1: Float[ArrayLike, "*batch 3 3"], R2: Float[ArrayLike, "*#batch 3
     return smooth.norm(local(R1, R2))
 
 
-def squared_distance(R1: Float[ArrayLike, "*batch 3 3"], R2: Float[ArrayLike, "*#batch 3 3"]) -> Float[Array, "..."]:
+def squared_distance(R1: Float[ArrayLike, "*#batch 3 3"], R2: Float[ArrayLike, "*#batch 3 3"]) -> Float[Array, "..."]:
     """The squared angle of R1⁻¹ R2: smooth at R1 = R2, where its gradient is 0 and its Hessian 2 I."""
     omega = local(R1, R2)
     return elementwise.dot(omega, omega)
 
 
 def interpolate(
-    R1: Float[ArrayLike, "*batch 3 3"], R2: Float[ArrayLike, "*#batch 3 3"], t: Float[ArrayLike, "*#batch"]
+    R1: Float[ArrayLike, "*#batch 3 3"], R2: Float[ArrayLike, "*#batch 3 3"], t: Float[ArrayLike, "*#batch"]
 ) -> Float[Array, "... 3 3"]:
     """R1 exp(t log(R1⁻¹ R2)): the geodesic from R1 (t = 0) to R2 (t = 1) at constant speed; any real t."""
     omega = local(R1, R2)

@@ -62,7 +62,7 @@ def log(q: Float[ArrayLike, "*batch 4"]) -> Float[Array, "*batch 3"]:
     return _log(q)
 
 
-def compose(q1: Float[ArrayLike, "*batch 4"], q2: Float[ArrayLike, "*#batch 4"]) -> Float[Array, "... 4"]:
+def compose(q1: Float[ArrayLike, "*#batch 4"], q2: Float[ArrayLike, "*#batch 4"]) -> Float[Array, "... 4"]:
     """q1 q2, Hamilton's product: first q2, then q1."""
     q1, q2 = check.array("q1", q1, 4), check.array("q2", q2, 4)
     check.same_dtype(q1=q1, q2=q2)
@@ -75,7 +75,7 @@ def inverse(q: Float[ArrayLike, "*batch 4"]) -> Float[Array, "*batch 4"]:
     return q * np.array([1, -1, -1, -1], q.dtype)
 
 
-def act(q: Float[ArrayLike, "*batch 4"], x: Float[ArrayLike, "*#batch 3"]) -> Float[Array, "... 3"]:
+def act(q: Float[ArrayLike, "*#batch 4"], x: Float[ArrayLike, "*#batch 3"]) -> Float[Array, "... 3"]:
     """q x q⁻¹ = x + w u + v × u with u = 2 v × x: the rotated vector."""
     q, x = check.array("q", q, 4), check.array("x", x, 3)
     check.same_dtype(q=q, x=x)
@@ -97,12 +97,12 @@ left_jacobian_inverse = so3.left_jacobian_inverse
 right_jacobian_inverse = so3.right_jacobian_inverse
 
 
-def retract(q: Float[ArrayLike, "*batch 4"], omega: Float[ArrayLike, "*#batch 3"]) -> Float[Array, "... 4"]:
+def retract(q: Float[ArrayLike, "*#batch 4"], omega: Float[ArrayLike, "*#batch 3"]) -> Float[Array, "... 4"]:
     """q exp(ω): a step from q along the body-frame tangent ω."""
     return compose(q, exp(omega))
 
 
-def local(q1: Float[ArrayLike, "*batch 4"], q2: Float[ArrayLike, "*#batch 4"]) -> Float[Array, "... 3"]:
+def local(q1: Float[ArrayLike, "*#batch 4"], q2: Float[ArrayLike, "*#batch 4"]) -> Float[Array, "... 3"]:
     """log(q1⁻¹ q2), |ω| <= 2π: the body-frame step from q1 to q2, the inverse of `retract`."""
     q1, q2 = check.array("q1", q1, 4), check.array("q2", q2, 4)
     check.same_dtype(q1=q1, q2=q2)
@@ -111,7 +111,7 @@ def local(q1: Float[ArrayLike, "*batch 4"], q2: Float[ArrayLike, "*#batch 4"]) -
     return _log(_multiply(inverse(q1), q2))
 
 
-def distance(q1: Float[ArrayLike, "*batch 4"], q2: Float[ArrayLike, "*#batch 4"]) -> Float[Array, "..."]:
+def distance(q1: Float[ArrayLike, "*#batch 4"], q2: Float[ArrayLike, "*#batch 4"]) -> Float[Array, "..."]:
     """|log(q1⁻¹ q2)|, 0..2π: the double cover's own distance, in which q and −q are 2π apart.
 
     At q1 = q2 the gradient is 0 by choice, at 2π that of the branch `log` takes. Powers of it have no second derivative
@@ -120,14 +120,14 @@ def distance(q1: Float[ArrayLike, "*batch 4"], q2: Float[ArrayLike, "*#batch 4"]
     return smooth.norm(local(q1, q2))
 
 
-def squared_distance(q1: Float[ArrayLike, "*batch 4"], q2: Float[ArrayLike, "*#batch 4"]) -> Float[Array, "..."]:
+def squared_distance(q1: Float[ArrayLike, "*#batch 4"], q2: Float[ArrayLike, "*#batch 4"]) -> Float[Array, "..."]:
     """|log(q1⁻¹ q2)|²: smooth at q1 = q2, where its gradient is 0 and its Hessian 2 I."""
     omega = local(q1, q2)
     return elementwise.dot(omega, omega)
 
 
 def interpolate(
-    q1: Float[ArrayLike, "*batch 4"], q2: Float[ArrayLike, "*#batch 4"], t: Float[ArrayLike, "*#batch"]
+    q1: Float[ArrayLike, "*#batch 4"], q2: Float[ArrayLike, "*#batch 4"], t: Float[ArrayLike, "*#batch"]
 ) -> Float[Array, "... 4"]:
     """q1 exp(t log(q1⁻¹ q2)): slerp from q1 (t = 0) to q2 (t = 1), the way that q2's sign asks for; any t.
 
