@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from lie import check
@@ -46,7 +47,10 @@ class Weights(NamedTuple):
 
 
 def silu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """x σ(x), written with tanh: one division less than with the exponential on CPU, and nothing overflows."""
+    """x σ(x), written with tanh: one division less than with the exponential on CPU, and nothing overflows.
+
+    Absolute error <= 1.5 eps max(1, |x|), float32 and float64.
+    """
     half = x / 2
     return half + half * jnp.tanh(half)
 
@@ -154,7 +158,7 @@ class _Layer(nnx.Module):
         for name, (shape, bound) in _initial(hidden, edge_features).items():
             setattr(self, name, nnx.Param(_uniform(rngs, shape, bound)))
 
-    def weights(self, dtype: jnp.dtype) -> Weights:
+    def weights(self, dtype: DTypeLike) -> Weights:
         return Weights(*(getattr(self, name)[...].astype(dtype) for name in Weights._fields))
 
 

@@ -38,7 +38,7 @@ WATCHED = 2000  # test samples, at most, whose discrepancy under a rotation is m
 
 @dataclass(frozen=True)
 class Config:
-    """The published protocol; presets change only its length and the amount of data."""
+    """The published protocol; presets change its length, the amount of data and, for cpu, the decay of the rate."""
 
     epochs: int = 10_000
     """Passes over the training set."""
@@ -54,6 +54,8 @@ class Config:
     rate_egnn: float = 5e-4
     rate_gnn: float = 1e-3
     rate_radial_field: float = 2e-4
+    rate_at_end: float = 1.0
+    """Learning rate of the last epoch over that of the first, by a cosine; 1 is the published constant rate."""
     weight_decay: float = 1e-12
     data_seed: int = 43
     """Seed of the published generator; 10000 + 2000 + 2000 trajectories are drawn whatever is used of them."""
@@ -70,7 +72,7 @@ class Config:
 
 PRESETS = {
     "smoke": Config(epochs=10, train_samples=300, test_samples=200),
-    "cpu": Config(epochs=200),
+    "cpu": Config(epochs=200, rate_at_end=0.0),  # at a constant rate 200 epochs end in noise: 0.0078 against 0.0070
     "paper": Config(),
 }
 
@@ -171,7 +173,9 @@ def _predictor(config: Config, name: str) -> Callable[[Any, Array, Array, Array]
 
 
 def _optimizer(config: Config, name: str) -> optax.GradientTransformation:
-    return optax.chain(optax.add_decayed_weights(config.weight_decay), optax.adam(_models(config)[name].rate))
+    steps = config.epochs * (config.train_samples // config.batch)
+    rate = optax.cosine_decay_schedule(_models(config)[name].rate, steps, alpha=config.rate_at_end)
+    return optax.chain(optax.add_decayed_weights(config.weight_decay), optax.adam(rate))
 
 
 def data(config: Config, folder: Path | None) -> dict[str, Sample]:
@@ -384,7 +388,8 @@ PUBLISHED = {
 
 def figure(metrics: dict[str, np.ndarray]) -> Figure:
     """Test error and broken symmetry over training, and the table beside the published one."""
-    picture, (errors, symmetry, table) = style.subplots(1, 3, figsize=(10.5, 3.2), width_ratios=[1, 1, 0.9])
+    picture = Figure(figsize=(10.5, 3.2))
+    errors, symmetry, table = picture.subplots(1, 3, width_ratios=[1, 1, 0.95])
     epoch = metrics["epoch"][0]
     cells = []
     for name, colour in zip(MODELS, style.COLOURS, strict=False):
@@ -400,7 +405,9 @@ def figure(metrics: dict[str, np.ndarray]) -> Figure:
     errors.legend()
     symmetry.set(xlabel="epoch", ylabel="|f(Rx) − R f(x)|² / MSE", yscale="log", title="Broken symmetry")
     table.axis("off")
-    drawn = table.table(cells, colLabels=["model", "test MSE, ours", "published"], loc="center", cellLoc="center")
-    drawn.scale(1, 1.6)
-    table.set_title(f"At the best validation error\n({metrics['epoch'].shape[0]} seed(s), {int(epoch[-1])} epochs)")
+    drawn = table.table(cells, colLabels=["model", "test MSE, ours", "published"], bbox=[0.02, 0.25, 0.98, 0.6])
+    for (row, _), cell in drawn.get_celld().items():
+        cell.set_edgecolor("#bbbbbb")
+        cell.set_text_props(ha="center", weight="bold" if row == 0 else "normal")
+    table.set_title(f"At the best validation epoch ({metrics['epoch'].shape[0]} seed(s), {int(epoch[-1])} epochs)")
     return picture

@@ -120,7 +120,8 @@ def _figure(arguments: list[str]) -> None:
     if not (folder / "config.json").exists():
         raise exits.Refused(f"{folder} is no run folder: it has no config.json")
     name = files.read_json(folder / "config.json")["experiment"]
-    for path in style.save(experiment.load(name).module.figure(record.metrics(folder)), folder / "figures", name):
+    draw = experiment.load(name).module.figure
+    for path in style.render(draw, record.metrics(folder), folder / "figures", name):
         print(path)
 
 

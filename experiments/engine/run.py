@@ -154,7 +154,7 @@ def _run(experiment: Experiment, config: Any, request: Request, folder: Path) ->
         module.result(config, {name: values[s] for name, values in metrics.items()}, _seed(states, s), *data).rows
         for s in range(len(seeds))
     ]
-    style.save(module.figure(metrics), folder / "figures", experiment.name)
+    style.render(module.figure, metrics, folder / "figures", experiment.name)
     files.write_json(
         folder / "result.json",
         record.result(experiment.name, request.preset, folder, list(zip(*rows, strict=True)), list(seeds), spent / 60),

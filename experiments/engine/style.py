@@ -1,14 +1,11 @@
 """How haar's figures look: legible at column width, colour-blind safe, the same on every machine."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from experiments.engine import files
@@ -36,21 +33,15 @@ _SETTINGS: dict[str, Any] = {
 }
 
 
-def subplots(*shape: int, **options: Any) -> tuple[Figure, Any]:
-    """plt.subplots in haar's style; the settings do not leak into the caller's session."""
-    with plt.rc_context(_SETTINGS):
-        return plt.subplots(*shape, **options)
-
-
-def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Writes `name`.pdf and `name`.png into `folder`, closes the figure, returns the paths."""
+def render(draw: Callable[[Any], Figure], metrics: Any, folder: Path, name: str) -> list[Path]:
+    """Draws `draw(metrics)` in haar's style into `folder` as `name`.pdf and `name`.png; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    with plt.rc_context(_SETTINGS):
+    with matplotlib.rc_context(_SETTINGS):
+        figure = draw(metrics)
         for ending, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=ending, metadata=metadata)
             paths.append(folder / f"{name}.{ending}")
             files.write_bytes(paths[-1], buffer.getvalue())
-    plt.close(figure)
     return paths
