@@ -8,6 +8,7 @@ A B: 26 ms, with dots 2.7 ms, and a sixth of the code to compile).
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
 
@@ -44,15 +45,36 @@ def einsum(subscripts: str, x: Array, y: Array) -> Array:
 
 
 def _define_product_rule(product, subscripts: str) -> None:
-    @product.defjvp
     def product_rule(primals, tangents):
         (a, b), (a_dot, b_dot) = primals, tangents
-        return product(a, b), einsum(subscripts, a_dot, b) + einsum(subscripts, a, b_dot)
+        value, terms = product(a, b), []
+        if not isinstance(a_dot, SymbolicZero):
+            terms.append(einsum(subscripts, a_dot, b))
+        if not isinstance(b_dot, SymbolicZero):
+            terms.append(einsum(subscripts, a, b_dot))
+        return value, sum(terms[1:], start=terms[0]) if terms else jnp.zeros_like(value)
+
+    product.defjvp(product_rule, symbolic_zeros=True)
 
 
 _define_product_rule(dot, "...i,...i->...")
 _define_product_rule(matvec, "...ij,...j->...i")
 _define_product_rule(matmul, "...ij,...jk->...ik")
+
+
+@jax.custom_jvp
+def stored(x: Array) -> Array:
+    """x, written to memory once by XLA's CPU compiler, which otherwise recomputes it for each entry of each consumer.
+
+    A division, here by 1, is the one elementwise operation that its fusion does not duplicate; lax.optimization_barrier
+    is gone before fusion runs. It halves the code to compile in a gradient and a Jacobian takes a third of the time.
+    """
+    return x / jnp.where(x == x, 1, 2).astype(x.dtype)
+
+
+@stored.defjvp
+def _stored_jvp(primals, tangents):
+    return stored(*primals), tangents[0]
 
 
 def cross(x: Array, y: Array) -> Array:

@@ -95,7 +95,7 @@ def adjoint(T: Pose) -> Float[Array, "*batch 6 6"]:
 def left_jacobian(xi: Float[ArrayLike, "*batch 6"]) -> Float[Array, "*batch 6 6"]:
     """J_l with exp(xi + δ) = exp(J_l δ) exp(xi) to first order: [[J, Q], [0, J]], any angle."""
     v, omega = _halves("xi", xi)
-    return _dual(*_jacobian_blocks(v, omega))
+    return _dual(*_jacobian_blocks(v, omega, smooth.stumpff_family(6, elementwise.dot(omega, omega))))
 
 
 def right_jacobian(xi: Float[ArrayLike, "*batch 6"]) -> Float[Array, "*batch 6 6"]:
@@ -106,7 +106,7 @@ def right_jacobian(xi: Float[ArrayLike, "*batch 6"]) -> Float[Array, "*batch 6 6
 def left_jacobian_inverse(xi: Float[ArrayLike, "*batch 6"]) -> Float[Array, "*batch 6 6"]:
     """J_l⁻¹ = [[J⁻¹, −J⁻¹ Q J⁻¹], [0, J⁻¹]], the second block as the derivative of the first along v; |ω| < 2π."""
     v, omega = _halves("xi", xi)
-    return _dual(*_inverse_jacobian_blocks(v, omega))
+    return _dual(*_inverse_jacobian_blocks(v, omega, *smooth.cotangent_pair(elementwise.dot(omega, omega))))
 
 
 def right_jacobian_inverse(xi: Float[ArrayLike, "*batch 6"]) -> Float[Array, "*batch 6 6"]:
@@ -181,65 +181,75 @@ def _halves(name: str, xi: Float[ArrayLike, "*batch 6"]) -> tuple[Array, Array]:
     return xi[..., :3], xi[..., 3:]
 
 
-def _jacobian_blocks(v: Array, omega: Array) -> tuple[Array, Array]:
+def _jacobian_blocks(v: Array, omega: Array, c: tuple[Array, ...]) -> tuple[Array, Array]:
     """J = c₁ I + c₂ ω̂ + c₃ ω ωᵀ and its derivative along v, Q, by c_k' = (k c_{k+2} − c_{k+1})/2."""
-    _, c1, c2, c3, c4, c5 = smooth.stumpff_family(6, elementwise.dot(omega, omega))
+    _, c1, c2, c3, c4, c5 = c
     slope = elementwise.dot(omega, v)  # half the derivative of θ²
     p = c2[..., None] * v + ((2 * c4 - c3) * slope)[..., None] * omega
     u = c3[..., None] * v + ((3 * c5 - c4) * slope / 2)[..., None] * omega
     return so3.isotropic(c1, c2, c3, omega), so3.cross_terms((c3 - c2) * slope, p, omega, u)
 
 
-def _inverse_jacobian_blocks(v: Array, omega: Array) -> tuple[Array, Array]:
+def _inverse_jacobian_blocks(v: Array, omega: Array, k: Array, k_slope: Array) -> tuple[Array, Array]:
     """J⁻¹ = (1 − θ² k) I − ω̂/2 + k ω ωᵀ and its derivative along v, −J⁻¹ Q J⁻¹."""
     theta_squared, slope = elementwise.dot(omega, omega), elementwise.dot(omega, v)
-    k, k_dot = jax.jvp(smooth.cotangent_coefficient, (theta_squared,), (2 * slope,))
-    u = k[..., None] * v + k_dot[..., None] / 2 * omega
+    k_dot = k_slope * slope  # half the derivative of k
     inverse_jacobian = so3.isotropic(1 - theta_squared * k, jnp.full_like(k, -0.5), k, omega)
-    return inverse_jacobian, so3.cross_terms(-2 * slope * k - theta_squared * k_dot, -v / 2, omega, u)
+    u = k[..., None] * v + k_dot[..., None] * omega
+    return inverse_jacobian, so3.cross_terms(-2 * (slope * k + theta_squared * k_dot), -v / 2, omega, u)
 
 
-# Derivatives below are those of the group: with the body twist (ρ, φ), dR = R φ̂ and dt = R ρ. Right Jacobians are the
-# transposes of the left ones, block by block, so "ji,j->i" applies them. Differentiating the formulas instead costs
-# three times the code to compile and sums over axes of three, which XLA does slowly.
 @jax.custom_jvp
 def _exp(v: Array, omega: Array) -> tuple[Array, Array]:
-    _, a, b, c = smooth.stumpff_family(4, elementwise.dot(omega, omega))
-    along = (c * elementwise.dot(omega, v))[..., None]
-    return so3.exp(omega), a[..., None] * v + b[..., None] * elementwise.cross(omega, v) + along * omega
+    return _exp_from(v, omega, smooth.stumpff_family(4, elementwise.dot(omega, omega)))
 
 
+# The derivatives of _exp and _log are those of the group: with the body twist (ρ, φ), dR = R φ̂ and dt = R ρ. Right
+# Jacobians are the transposes of the left ones, block by block, so "ji,j->i" applies them. Differentiating the formulas
+# instead costs three times the code to compile, and sums over axes of three, which XLA does slowly.
 @_exp.defjvp
 def _exp_jvp(primals, tangents):
     (v, omega), (v_dot, omega_dot) = primals, tangents
-    R, t = _exp(v, omega)
-    J, Q = _jacobian_blocks(v, omega)
+    c = smooth.stumpff_family(6, elementwise.dot(omega, omega))
+    R, t = _exp_from(v, omega, c)
+    J, Q = _jacobian_blocks(v, omega, c)
     phi = elementwise.einsum("...ji,...j->...i", J, omega_dot)
     rho = elementwise.einsum("...ji,...j->...i", J, v_dot) + elementwise.einsum("...ji,...j->...i", Q, omega_dot)
     R_dot = elementwise.einsum("...ij,...jk->...ik", R, so3.hat(phi))
     return (R, t), (R_dot, elementwise.einsum("...ij,...j->...i", R, rho))
 
 
+def _exp_from(v: Array, omega: Array, c: tuple[Array, ...]) -> tuple[Array, Array]:
+    along = (c[3] * elementwise.dot(omega, v))[..., None]
+    t = c[1][..., None] * v + c[2][..., None] * elementwise.cross(omega, v) + along * omega
+    return so3.isotropic(c[0], c[1], c[2], omega), t
+
+
 @jax.custom_jvp
 def _log(R: Array, t: Array) -> Array:
     omega = so3.log_unchecked(R)
-    theta_squared = elementwise.dot(omega, omega)
-    k = smooth.cotangent_coefficient(theta_squared)
-    along = (k * elementwise.dot(omega, t))[..., None]
-    v = (1 - theta_squared * k)[..., None] * t - elementwise.cross(omega, t) / 2 + along * omega
-    return jnp.concatenate([v, jnp.broadcast_to(omega, v.shape)], axis=-1)
+    return _log_from(omega, t, smooth.cotangent_coefficient(elementwise.dot(omega, omega)))
 
 
 @_log.defjvp
 def _log_jvp(primals, tangents):
     (R, t), (R_dot, t_dot) = primals, tangents
-    xi = _log(R, t)
-    J, Q = _inverse_jacobian_blocks(xi[..., :3], xi[..., 3:])
+    omega = so3.log_unchecked(R)
+    k, k_slope = smooth.cotangent_pair(elementwise.dot(omega, omega))
+    xi = _log_from(omega, t, k)
+    J, Q = _inverse_jacobian_blocks(xi[..., :3], xi[..., 3:], k, k_slope)
     phi = so3.vee(elementwise.einsum("...ji,...jk->...ik", R, R_dot))
     rho = elementwise.einsum("...ji,...j->...i", R, t_dot)
     v_dot = elementwise.einsum("...ji,...j->...i", J, rho) + elementwise.einsum("...ji,...j->...i", Q, phi)
     omega_dot = elementwise.einsum("...ji,...j->...i", J, phi)
     return xi, jnp.concatenate([v_dot, jnp.broadcast_to(omega_dot, v_dot.shape)], axis=-1)
+
+
+def _log_from(omega: Array, t: Array, k: Array) -> Array:
+    along = (k * elementwise.dot(omega, t))[..., None]
+    a = (1 - elementwise.dot(omega, omega) * k)[..., None]
+    v = a * t - elementwise.cross(omega, t) / 2 + along * omega
+    return jnp.concatenate([v, jnp.broadcast_to(omega, v.shape)], axis=-1)
 
 
 def _difference(T1: Pose, T2: Pose, length: float) -> Array:

@@ -10,7 +10,10 @@ from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
+
+from lie import elementwise
 
 Axis = int | Sequence[int] | None
 
@@ -44,17 +47,23 @@ def _stumpff_jvp(order, primals, tangents):
 
 
 def _circular(order: int, x: Array) -> Array:
-    """c_0 or c_1, beyond π/2 by cos θ = ± cos r, sin θ = ± sin r with r = θ − nπ, |r| <= π/2."""
-    near = x < _SERIES_END[order]
+    """c_0 or c_1, beyond π/2 from the reduced angle."""
+    reduced, sign, shrunk = _reduce(x)
+    value = polynomial(_stumpff_series(order, x.dtype.itemsize), reduced)
+    return value * (sign if order == 0 else shrunk)
+
+
+def _reduce(x: Array) -> tuple[Array, Array, Array]:
+    """r², s, s r/θ of a reduced angle |r| <= π/2: cos θ = s cos r, sin θ/θ = (s r/θ) sin r/r; r = θ below π/2."""
+    near = x < _SERIES_END[0]
     theta = jnp.sqrt(jnp.where(near, 1, x))
     turns = jnp.round(theta * (1 / math.pi))
     bits = 2.0**9 if x.dtype.itemsize == 4 else 2.0**28  # so many that turns * coarse is exact for thousands of turns
     coarse = round(math.pi * bits) / bits
     r = (theta - turns * coarse) - turns * (math.pi - coarse + math.sin(math.pi))  # sin of the float π is what it lacks
     r = jnp.clip(r, -1.6, 1.6)  # where θ is so large that its rounding exceeds a turn, the value still lies in [−1, 1]
-    sign = 1 - 2 * (turns - 2 * jnp.floor(turns / 2))
-    value = polynomial(_stumpff_series(order, x.dtype.itemsize), jnp.where(near, x, r * r))
-    return jnp.where(near, value, sign * value if order == 0 else sign * (r / theta) * value)
+    sign = jnp.where(near, 1, 1 - 2 * (turns - 2 * jnp.floor(turns / 2)))
+    return jnp.where(near, x, r * r), sign, jnp.where(near, 1, sign * (r / theta))
 
 
 def _series_or_recursion(order: int, x: Array) -> Array:
@@ -93,8 +102,29 @@ def polynomial(coefficients: tuple[float, ...], x: Float[Array, "*shape"]) -> Fl
 @polynomial.defjvp
 def _polynomial_jvp(coefficients, primals, tangents):
     (x,), (x_dot,) = primals, tangents
-    slope = tuple(j * coefficient for j, coefficient in enumerate(coefficients))[1:] or (0.0,)
-    return polynomial(coefficients, x), polynomial(slope, x) * x_dot
+    return polynomial(coefficients, x), polynomial(_slope(coefficients), x) * x_dot
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def polynomials(rows: tuple[tuple[float, ...], ...], x: Float[Array, "rows *shape"]) -> Float[Array, "rows *shape"]:
+    """One `polynomial` for each row of x, all in one chain of operations: less code to compile."""
+    length = max(len(row) for row in rows)
+    table = np.array([(*row, *[0.0] * (length - len(row))) for row in rows], x.dtype)
+    columns = [column.reshape(-1, *[1] * (x.ndim - 1)) for column in table.T]
+    value = jnp.broadcast_to(columns[-1], x.shape)
+    for column in columns[-2::-1]:
+        value = value * x + column
+    return value
+
+
+@polynomials.defjvp
+def _polynomials_jvp(rows, primals, tangents):
+    (x,), (x_dot,) = primals, tangents
+    return polynomials(rows, x), polynomials(tuple(_slope(row) for row in rows), x) * x_dot
+
+
+def _slope(coefficients: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(j * coefficient for j, coefficient in enumerate(coefficients))[1:] or (0.0,)
 
 
 def cos(theta_squared: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -118,10 +148,32 @@ def cotangent_coefficient(theta_squared: Float[Array, "*shape"]) -> Float[Array,
     Its Taylor series, Σ |B_2n|/(2n)! θ^(2n − 2), serves the half angle y = θ²/4; k(4y) = (k(y) + 1/(4 (1 − y k(y))))/4
     has no cancellation. Relative error <= 2 eps for θ <= π, derivatives likewise.
     """
+    return cotangent_pair(theta_squared)[0]
+
+
+@jax.custom_jvp
+def cotangent_pair(theta_squared: Float[Array, "*shape"]) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+    """(k, k') of `cotangent_coefficient` and its derivative by θ², evaluated together."""
     wide = theta_squared.astype(jnp.float32) if theta_squared.dtype.itemsize < 4 else theta_squared
     y = wide / 4
-    k = polynomial(_taylor(_cotangent_series, _SERIES_END_ABOVE, y.dtype.itemsize), y)
-    return ((k + 1 / (4 * (1 - y * k))) / 4).astype(theta_squared.dtype)
+    series = _taylor(_cotangent_series, _SERIES_END_ABOVE, y.dtype.itemsize)
+    k, slope = elementwise.stored(polynomials((series, _slope(series)), jnp.stack([y, y])))
+    cotangent = 1 - y * k
+    value, derivative = (k + 1 / (4 * cotangent)) / 4, (slope + (k + y * slope) / (4 * cotangent * cotangent)) / 16
+    return value.astype(theta_squared.dtype), derivative.astype(theta_squared.dtype)
+
+
+@cotangent_pair.defjvp
+def _cotangent_pair_jvp(primals, tangents):
+    (x,), (x_dot,) = primals, tangents
+    k, slope = cotangent_pair(x)
+    y = x / 4
+    series = _taylor(_cotangent_series, _SERIES_END_ABOVE, max(4, x.dtype.itemsize))
+    a = polynomial(series, y)
+    b, c = polynomial(_slope(series), y), polynomial(_slope(_slope(series)), y)
+    d, d_slope = 1 - y * a, -(a + y * b)
+    curvature = (c + ((2 * b + y * c) * d + 2 * d_slope * d_slope) / (4 * d * d * d)) / 64
+    return (k, slope), (slope * x_dot, curvature * x_dot)
 
 
 @cache
@@ -144,14 +196,18 @@ def stumpff_family(count: int, x: Float[Array, "*shape"]) -> tuple[Float[Array, 
     c_0, c_1, c_2 come from the half angle, w² − y s², w s, s²/2 with w = c_0(y), s = c_1(y), y = x/4.
     """
     wide = x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
-    y = wide / 4
-    w, s = stumpff(0, y), stumpff(1, y)
-    members = [w * w - y * s * s, w * s, s * s / 2]
+    y, size, more = wide / 4, wide.dtype.itemsize, range(3, count)
+    reduced, sign, shrunk = _reduce(y)
     near = wide < _SERIES_END_ABOVE
     inside, outside = jnp.where(near, wide, 0), jnp.where(near, _SERIES_END_ABOVE, wide)
-    for k in range(3, count):
-        series = polynomial(_stumpff_series(k, y.dtype.itemsize), inside)
-        members.append(jnp.where(near, series, (1 / math.factorial(k - 2) - members[k - 2]) / outside))
+    rows = tuple(_stumpff_series(k, size) for k in (0, 1, *more))
+    cosine, sine, *series = elementwise.stored(
+        polynomials(rows, jnp.stack([reduced, reduced, *[inside for _ in more]]))
+    )
+    w, s = sign * cosine, shrunk * sine
+    members = [w * w - y * s * s, w * s, s * s / 2]
+    for k, value in zip(more, series, strict=True):
+        members.append(jnp.where(near, value, (1 / math.factorial(k - 2) - members[k - 2]) / outside))
     return tuple(member.astype(x.dtype) for member in members)
 
 

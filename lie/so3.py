@@ -194,15 +194,16 @@ def _exp(omega: Array) -> Array:
 @_exp.defjvp
 def _exp_jvp(primals, tangents):
     (omega,), (omega_dot,) = primals, tangents
-    R = _exp(omega)
-    body = elementwise.einsum("...ji,...j->...i", left_jacobian(omega), omega_dot)
+    c0, c1, c2, c3 = smooth.stumpff_family(4, elementwise.dot(omega, omega))
+    R, J = isotropic(c0, c1, c2, omega), isotropic(c1, c2, c3, omega)
+    body = elementwise.einsum("...ji,...j->...i", J, omega_dot)
     return R, elementwise.einsum("...ij,...jk->...ik", R, hat(body))
 
 
 @jax.custom_jvp
 def log_unchecked(R: Array) -> Array:
     """`log` of a product of rotations, whose rounding its check need not forgive."""
-    w, x, y, z = _quaternion_direction(R)
+    w, x, y, z = elementwise.stored(jnp.stack(_quaternion_direction(R)))
     ratio = smooth.angle_ratio(w, x * x + y * y + z * z)
     return jnp.stack([ratio * x, ratio * y, ratio * z], axis=-1)
 
