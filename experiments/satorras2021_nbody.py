@@ -271,17 +271,11 @@ def advance(config: Config, state: State, data: dict[str, Sample]) -> tuple[Stat
     metrics: Metrics = {"epoch": state.epoch + config.test_every}
     trainings = {}
     for name in MODELS:
-        predict, optimizer = _predictor(config, name), _optimizer(config, name)
-
-        def step(carry: tuple[Any, Any], batch: Array, predict=predict, optimizer=optimizer) -> tuple[Any, Array]:
-            parameters, moments = carry
-            sample = jax.tree.map(lambda a: a[batch], data["train"])
-            error, gradient = jax.value_and_grad(lambda p: _mse(predict, p, sample))(parameters)
-            updates, moments = optimizer.update(gradient, moments, parameters)
-            return (optax.apply_updates(parameters, updates), moments), error
-
         training = state.trainings[name]
-        (parameters, moments), errors = lax.scan(step, (training.parameters, training.optimizer), batches)
+        parameters, moments, errors = train(
+            config, name, training.parameters, training.optimizer, data["train"], batches
+        )
+        predict = _predictor(config, name)
         validation, test, discrepancy = evaluate(config, partial(predict, parameters), data, R)
         better = validation < training.best.validation
         best = jax.tree.map(partial(jnp.where, better), Best(validation, test, parameters), training.best)
@@ -293,6 +287,23 @@ def advance(config: Config, state: State, data: dict[str, Sample]) -> tuple[Stat
             f"{name}_discrepancy": discrepancy,
         }
     return State(key, state.epoch + config.test_every, trainings), metrics
+
+
+def train(
+    config: Config, name: str, parameters: Any, moments: Any, sample: Sample, batches: Array
+) -> tuple[Any, Any, Array]:
+    """One Adam step of model `name` per row of `batches` (indices into `sample`); the errors come batch by batch."""
+    predict, optimizer = _predictor(config, name), _optimizer(config, name)
+
+    def step(carry: tuple[Any, Any], batch: Array) -> tuple[tuple[Any, Any], Array]:
+        parameters, moments = carry
+        chosen = jax.tree.map(lambda a: a[batch], sample)
+        error, gradient = jax.value_and_grad(lambda p: _mse(predict, p, chosen))(parameters)
+        updates, moments = optimizer.update(gradient, moments, parameters)
+        return (optax.apply_updates(parameters, updates), moments), error
+
+    (parameters, moments), errors = lax.scan(step, (parameters, moments), batches)
+    return parameters, moments, errors
 
 
 def _mse(predict: Callable[..., Array], parameters: Any, sample: Sample) -> Array:
