@@ -138,7 +138,7 @@ def euler_from_matrix(R: Float[ArrayLike, "*batch 3 3"], sequence: str = "xyz") 
 
 
 def matrix_from_axis_angle(
-    axis: Float[ArrayLike, "*batch 3"], angle: Float[ArrayLike, "*#batch"]
+    axis: Float[ArrayLike, "*#batch 3"], angle: Float[ArrayLike, "*#batch"]
 ) -> Float[Array, "... 3 3"]:
     """Rotation by `angle` radians about `axis`, of any length; about e_x where the axis is 0. Any angle."""
     axis = check.array("axis", axis, 3)
