@@ -63,6 +63,15 @@ def rotation(name: str, R: Array) -> None:
             raise ValueError(f"{name}: expected rotation matrices (determinant +1), got a reflection (determinant -1)")
 
 
+def degree(name: str, value: int) -> int:
+    """A degree l of a representation: TypeError unless an int, ValueError if negative."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if value < 0:
+        raise ValueError(f"{name}: expected a degree >= 0, got {value}")
+    return int(value)
+
+
 def require(name: str, holds: Array, expectation: str) -> None:
     """Under HAAR_CHECK=1: raises ValueError if any entry of the concrete boolean array `holds` is false."""
     if values_are_checked() and not isinstance(holds, jax.core.Tracer) and not bool(np.asarray(holds).all()):
