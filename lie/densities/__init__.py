@@ -2,5 +2,6 @@
 
 from lie.densities.haar import Haar
 from lie.densities.isotropic_gaussian import IsotropicGaussian
+from lie.densities.matrix_fisher import MatrixFisher
 
-__all__ = ["Haar", "IsotropicGaussian"]
+__all__ = ["Haar", "IsotropicGaussian", "MatrixFisher"]

@@ -1,0 +1,250 @@
+"""The matrix Fisher law on SO(3), exp(tr(FᵀR))/c(F): the exponential family whose sufficient statistic is R itself."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
+
+from lie import charts, check, elementwise, so3, svd3
+from lie.densities import bingham_sampler, fisher_normalizer, record
+
+
+@record.register("parameter")
+@dataclass(frozen=True)
+class MatrixFisher:
+    """Density exp(tr(FᵀR))/c(F) against Haar, F = `parameter` (*batch, 3, 3), any real matrix.
+
+    F = U diag(s) Vᵀ with rotations U, V and s1 >= s2 >= |s3|: the mode is U Vᵀ, and s_i + s_j the concentration about
+    the k-th axis, both in the frames U and V. For s to 1e4. The value, gradient and Hessian of the log density are
+    exact in F too, repeated singular values included; third derivatives in F raise NotImplementedError.
+    """
+
+    parameter: Float[Array, "... 3 3"]
+
+    def __init__(self, parameter: ArrayLike):
+        object.__setattr__(self, "parameter", check.array("parameter", parameter, 3, 3))
+
+    @property
+    def mode(self) -> Float[Array, "... 3 3"]:
+        """U Vᵀ, the rotation where the density is largest; one of them where s2 + s3 = 0."""
+        return so3.project(_wide(self.parameter)).astype(self.parameter.dtype)
+
+    @property
+    def mean(self) -> Float[Array, "... 3 3"]:
+        """E[R] = ∂ log c/∂F = U diag(E[Q_ii]) Vᵀ, a matrix inside the convex hull of the rotations."""
+        return _mean(_wide(self.parameter)).astype(self.parameter.dtype)
+
+    def log_normalizer(self) -> Float[Array, "..."]:
+        """log c(F), with gradient `mean`."""
+        return _log_normalizer(_wide(self.parameter)).astype(self.parameter.dtype)
+
+    def scaled_log_normalizer(self) -> Float[Array, "..."]:
+        """log c(F) − tr S = −log density at the mode: keeps its digits in float32 where log c does not."""
+        return _scaled_log_normalizer(_wide(self.parameter)).astype(self.parameter.dtype)
+
+    def expected_deviation(self) -> Float[Array, "... 3"]:
+        """1 − E[Q_ii] = 1 − ∂ log c/∂s_i, Q = UᵀRV, to its last digits; not differentiable in F."""
+        _, s, _ = svd3.svd(_wide(self.parameter))
+        return fisher_normalizer.expected_deviation(s).astype(self.parameter.dtype)
+
+    def log_prob(self, R: Float[ArrayLike, "*batch 3 3"]) -> Float[Array, "..."]:
+        """tr(FᵀR) − log c(F), computed as tr(Fᵀ(R − mode)) − (log c − tr S)."""
+        return _log_prob(_wide(self.parameter), _wide(self._rotation(R))).astype(self.parameter.dtype)
+
+    def score(self, R: Float[ArrayLike, "*batch 3 3"]) -> Float[Array, "... 3"]:
+        """∂ log p(R exp(u))/∂u at u = 0: −2 vee(FᵀR), in the body frame."""
+        R, F = _wide(self._rotation(R)), _wide(self.parameter)
+        # Fᵀ mode is symmetric: leaving it out keeps the digits near the mode.
+        difference = R - jax.lax.stop_gradient(so3.project(F))
+        return (-2 * so3.vee(elementwise.matmul(elementwise.transpose(F), difference))).astype(self.parameter.dtype)
+
+    def sample(self, shape: tuple[int, ...] = (), *, key: PRNGKeyArray) -> Float[Array, "..."]:
+        """Independent exact samples (*shape, *batch, 3, 3), by rejection; they carry no derivative in F."""
+        F = jax.lax.stop_gradient(_wide(self.parameter))
+        U, s, V = svd3.svd(F)
+        s1, s2, s3 = s[..., 0], s[..., 1], s[..., 2]
+        exponents = 2 * jnp.stack([jnp.zeros_like(s1), s2 + s3, s1 + s3, s1 + s2], axis=-1)
+        q = bingham_sampler.sample(exponents, (*shape, *F.shape[:-2]), key=key)
+        Q = charts.matrix_from_quaternion(q)
+        R = elementwise.matmul(elementwise.matmul(U, Q), elementwise.transpose(V))
+        return R.astype(self.parameter.dtype)
+
+    def entropy(self) -> Float[Array, "..."]:
+        """−E log p = (log c − tr S) + Σ s_i (1 − E[Q_ii]) <= 0, with respect to Haar."""
+        return _entropy(_wide(self.parameter)).astype(self.parameter.dtype)
+
+    @staticmethod
+    def fit(mean: Float[ArrayLike, "*batch 3 3"]) -> "Fit":
+        """Maximum likelihood from the (weighted) mean matrix of rotations: the F with E[R] = `mean`.
+
+        Newton's method on the singular values, which finds the maximum of a concave function. It exists where `mean`
+        lies inside the convex hull of the rotations (three distinct rotations do in general); else `converged` is
+        false. Concentrated data need float64: 1 − mean loses the digits that determine F.
+        """
+        mean = check.array("mean", mean, 3, 3)
+        U, d, V = svd3.svd(_wide(mean))
+        s, error, steps = _invert(d)
+        F = elementwise.matmul(U * s[..., None, :], elementwise.transpose(V)).astype(mean.dtype)
+        tolerance = float(jnp.finfo(s.dtype).eps) ** 0.75
+        return Fit(MatrixFisher(F), error.astype(mean.dtype), steps, error <= tolerance)
+
+    def _rotation(self, R: ArrayLike) -> Array:
+        R = check.array("R", R, 3, 3)
+        check.rotation("R", R)
+        check.same_dtype(R=R, parameter=self.parameter)
+        return R
+
+
+class Fit(NamedTuple):
+    """A fitted density; `error` is the largest |E[Q_ii] − wanted| relative to 1 − wanted."""
+
+    density: MatrixFisher
+    error: Float[Array, "..."]
+    steps: Int[Array, ""]
+    converged: Bool[Array, "..."]
+
+
+@jax.custom_jvp
+def _scaled_log_normalizer(F: Array) -> Array:
+    return fisher_normalizer.scaled_log_normalizer(svd3.svd(F)[1])
+
+
+@_scaled_log_normalizer.defjvp
+def _scaled_log_normalizer_jvp(primals, tangents):
+    F, F_dot = primals[0], tangents[0]
+    return _scaled_log_normalizer(F), _inner(_mean(F) - so3.project(F), F_dot)
+
+
+@jax.custom_jvp
+def _log_normalizer(F: Array) -> Array:
+    s = svd3.svd(F)[1]
+    return fisher_normalizer.scaled_log_normalizer(s) + jnp.sum(s, axis=-1)
+
+
+@_log_normalizer.defjvp
+def _log_normalizer_jvp(primals, tangents):
+    return _log_normalizer(*primals), _inner(_mean(*primals), tangents[0])
+
+
+@jax.custom_jvp
+def _log_prob(F: Array, R: Array) -> Array:
+    U, s, V = svd3.svd(F)
+    difference = elementwise.matmul(R - elementwise.matmul(U, elementwise.transpose(V)), V)
+    gain = jnp.sum(s * jnp.sum(U * difference, axis=-2), axis=-1)  # tr(S (Q − I)), Q = UᵀRV
+    return gain - fisher_normalizer.scaled_log_normalizer(s)
+
+
+@_log_prob.defjvp
+def _log_prob_jvp(primals, tangents):
+    (F, R), (F_dot, R_dot) = primals, tangents
+    return _log_prob(F, R), _inner(R - _mean(F), F_dot) + _inner(F, R_dot)
+
+
+@jax.custom_jvp
+def _mean(F: Array) -> Array:
+    U, s, V = svd3.svd(F)
+    diagonal = 1 - fisher_normalizer.expected_deviation(s)
+    return elementwise.matmul(U * diagonal[..., None, :], elementwise.transpose(V))
+
+
+@_mean.defjvp
+def _mean_jvp(primals, tangents):
+    """Cov(R, tr(F_dotᵀR)) from the fourth moments of the quaternion of Q: no divided difference of singular values."""
+    F, F_dot = primals[0], tangents[0]
+    U, s, V = svd3.svd(F)
+    G = elementwise.matmul(elementwise.matmul(elementwise.transpose(U), F_dot), V)
+    moments = 4 * fisher_normalizer.fourth_moments(s)
+    covariance = fisher_normalizer.diagonal_covariance(s)
+    rows = [[jnp.zeros_like(G[..., 0, 0]) for _ in range(3)] for _ in range(3)]
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        k = 3 - i - j
+        # Q_ij, Q_ji = 2 q_i q_j -+ 2 q_0 q_k, uncorrelated parts
+        even, odd = moments[..., 1 + i, 1 + j], moments[..., 0, 1 + k]
+        rows[i][j] = (even + odd) * G[..., i, j] + (even - odd) * G[..., j, i]
+        rows[j][i] = (even + odd) * G[..., j, i] + (even - odd) * G[..., i, j]
+    for i in range(3):
+        rows[i][i] = sum(covariance[..., i, j] * G[..., j, j] for j in range(3))
+    change = jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
+    return _mean(F), elementwise.matmul(elementwise.matmul(U, change), elementwise.transpose(V))
+
+
+@jax.custom_jvp
+def _entropy(F: Array) -> Array:
+    s = svd3.svd(F)[1]
+    spread = jnp.sum(s * fisher_normalizer.expected_deviation(s), axis=-1)
+    return fisher_normalizer.scaled_log_normalizer(s) + spread
+
+
+@_entropy.defjvp
+def _entropy_jvp(primals, tangents):
+    return _entropy(*primals), -_inner(primals[0], jax.jvp(_mean, primals, tangents)[1])
+
+
+def _invert(d: Array) -> tuple[Array, Array, Array]:
+    """Damped Newton's method for the s with expected_deviation(s) = 1 − d; s, relative error, steps."""
+    wanted = 1 - d
+    tiny = float(jnp.finfo(d.dtype).eps)
+    total = jnp.sum(wanted, axis=-1, keepdims=True) / 2
+    # E[x²] of each axis; 1/(4 E[x²]) is the concentration s_i + s_j of a tangent Gaussian, and 0 the uniform one's.
+    sums = 1 / (4 * jnp.maximum((total - wanted) / 2, tiny)) - 1
+    start = jnp.sum(sums, axis=-1, keepdims=True) / 2 - sums
+    start = jnp.where(jnp.max(wanted, axis=-1, keepdims=True) > 0.5, 3 * d, start)
+
+    def residual(s):
+        deviation, covariance = _unordered(s)
+        return deviation - wanted, covariance
+
+    def advance(state):
+        s, _, steps = state
+        r, covariance = residual(s)
+        move = _solve(covariance, r)
+        decrement = jnp.sqrt(2 * jnp.maximum(jnp.sum(move * r, axis=-1, keepdims=True), 0))
+        s = s + move * jnp.where(decrement > 0.5, 1 / (1 + decrement), 1)
+        error = jnp.max(jnp.abs(residual(s)[0]) / jnp.maximum(wanted, tiny), axis=-1)
+        return s, error, steps + 1
+
+    def unfinished(state):
+        return (state[2] < 40) & jnp.any(state[1] > 4 * tiny)
+
+    everywhere = jnp.full(d.shape[:-1], jnp.inf, d.dtype)
+    return jax.lax.while_loop(unfinished, advance, (start, everywhere, jnp.zeros((), jnp.int32)))
+
+
+def _unordered(s: Array) -> tuple[Array, Array]:
+    """expected_deviation and covariance for s in any order and with any signs, by the symmetries of c."""
+    order = jnp.argsort(-jnp.abs(s), axis=-1)
+    back = jnp.argsort(order, axis=-1)
+    sign = jnp.where(s < 0, -1, 1).astype(s.dtype)
+    kept = jnp.take_along_axis(sign, order, axis=-1)
+    ordered = jnp.abs(jnp.take_along_axis(s, order, axis=-1))
+    parity = jnp.prod(sign, axis=-1, keepdims=True)
+    flips = kept * jnp.concatenate([jnp.ones_like(kept[..., :2]), parity], axis=-1)  # an even number of −1
+    ordered = jnp.concatenate([ordered[..., :2], ordered[..., 2:] * parity], axis=-1)
+    deviation = fisher_normalizer.expected_deviation(ordered)
+    deviation = jnp.where(flips < 0, 2 - deviation, deviation)
+    covariance = fisher_normalizer.diagonal_covariance(ordered) * flips[..., :, None] * flips[..., None, :]
+    covariance = jnp.take_along_axis(covariance, back[..., :, None], axis=-2)
+    return jnp.take_along_axis(deviation, back, axis=-1), jnp.take_along_axis(covariance, back[..., None, :], axis=-1)
+
+
+def _solve(A: Array, b: Array) -> Array:
+    """A⁻¹ b for symmetric positive A (..., 3, 3), by cofactors of A over its scale."""
+    scale = jnp.max(jnp.abs(A), axis=(-2, -1), keepdims=True)
+    A = A / scale
+    columns = A[..., 0], A[..., 1], A[..., 2]
+    adjugate = [elementwise.cross(columns[1], columns[2]), elementwise.cross(columns[2], columns[0])]
+    adjugate.append(elementwise.cross(columns[0], columns[1]))
+    determinant = elementwise.dot(columns[0], adjugate[0])
+    solution = jnp.stack([elementwise.dot(row, b) for row in adjugate], axis=-1)
+    return solution / (determinant[..., None] * scale[..., 0])
+
+
+def _inner(A: Array, B: Array) -> Array:
+    return jnp.sum(A * B, axis=(-2, -1))
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
