@@ -110,7 +110,9 @@ def trust_region(
 
 
 def _smallest_damping(like: Array) -> Array:
-    return jnp.asarray(1e3 * float(jnp.finfo(like.dtype).eps), like.dtype)  # carries gauges, changes no step visibly
+    # Small enough for fast convergence; large enough that rounding of g along a gauge, divided by this, is no step.
+    # Relative to the value such steps promise eps²/λ: with a gauge `tolerance` reaches no further (1e-21 in float64).
+    return jnp.asarray(float(jnp.finfo(like.dtype).eps) ** 0.5 / 100, like.dtype)
 
 
 def _whole_step(linearisation: Linearisation, multiply: Any, direction: Array, control: Control) -> tuple[Array, Array]:
