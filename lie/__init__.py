@@ -27,8 +27,10 @@ __all__ = [
     "smooth",
     "so2",
     "so3",
+    "solid",
     "sphere",
     "statistics",
     "su2",
+    "svd3",
     "wigner",
 ]

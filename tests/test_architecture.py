@@ -269,6 +269,25 @@ def test_a_module_that_makes_an_array_at_import_would_be_caught():
     assert "nowhere" in run.stderr
 
 
+def test_either_argument_may_be_the_one_that_broadcasts():
+    """`*batch` beside `*#batch` binds the first argument's axes: act(R, points) would be refused under HAAR_CHECK=1.
+
+    In lie/smooth.py the other arguments broadcast to the first, by contract.
+    """
+    wrong = []
+    for path in sources("lie", "ot"):
+        if name_of(path) == "lie.smooth":
+            continue
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.FunctionDef):
+                arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+                texts = [ast.unparse(argument.annotation) for argument in arguments if argument.annotation]
+                axes = {word.strip("'") for text in texts for word in text.replace("[", " ").replace("]", " ").split()}
+                if any(f"*#{axis[1:]}" in axes for axis in axes if axis.startswith("*") and axis[1:2] != "#"):
+                    wrong.append(place(path, node))
+    assert not wrong, "\n".join(wrong)
+
+
 def test_keys_are_keyword_only_and_last():
     wrong = []
     for path in sources(*LIBRARY):

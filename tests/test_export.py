@@ -4,10 +4,10 @@ ROWS says what each function is called with. Whoever adds a public function adds
 HOST_ONLY: `test_every_public_function_is_in_a_table` fails until one of them is there.
 """
 
-import functools
 import importlib
 import inspect
 import types
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import lie
+from equivariant import egnn, radial_field
 from lie import densities, euclidean, group, optimizers, processes, se2, se3, smooth, so2, so3, statistics, su2
 from lie.optimizers import robust
 
@@ -29,6 +31,11 @@ KEY = jax.eval_shape(lambda: jax.random.key(0))
 HOST_ONLY = {
     "lie.check.": "looks at shapes, dtypes and concrete values; every function above it traces it",
     "lie.group.product": "makes a group, computes nothing",
+    "lie.harmonics.rotation_grid": "a NumPy table of float64, made from static sizes",
+    "lie.harmonics.sphere_grid": "a NumPy table of float64, made from static sizes",
+    "lie.wigner.clebsch_gordan": "a NumPy table of float64, made from static sizes",
+    "lie.wigner.generators": "a NumPy table of float64, made from static sizes",
+    "lie.wigner.middle_blocks": "a NumPy table of float64, made from static sizes",
     "lie.optimizers.certificate.": "SciPy's sparse factorisation and Lanczos iteration, in float64",
     "lie.optimizers.pose_graph.": "reads files and builds sparse SciPy matrices; its residual is traced by the solvers",
 }
@@ -187,6 +194,11 @@ def density_rows():
         "IsotropicGaussian.angle_cdf": [call(igso3, floats(2))],
         "IsotropicGaussian.angle_quantile": [call(igso3, floats(2))],
     }
+    fisher = shape_of(densities.MatrixFisher, R)
+    rows |= {f"MatrixFisher.{name}": [call(fisher, R)] for name in ("log_prob", "score")}
+    rows |= {f"MatrixFisher.{name}": [call(fisher)] for name in ("log_normalizer", "scaled_log_normalizer", "entropy")}
+    rows["MatrixFisher.expected_deviation"] = [call(fisher, derivative=False)]
+    rows["MatrixFisher.sample"] = [call(fisher, (3,), key=KEY, derivative=False)]
     return {f"lie.densities.{name}": calls for name, calls in rows.items()}
 
 
@@ -239,6 +251,40 @@ def statistic_rows():
     return {f"lie.statistics.{name}": calls for name, calls in rows.items()}
 
 
+def representation_rows():
+    return {
+        "lie.solid.values": [call(floats(2, 3), 3, True)],
+        "lie.svd3.svd": [call(floats(2, 3, 3))],
+        "lie.wigner.d": [call(floats(2, 3, 3), 3)],
+        "lie.wigner.d_all": [call(floats(2, 3, 3), 2)],
+        "lie.harmonics.evaluate": [call(floats(2, 3), 3), call(floats(2, 3), 3, normalize=False)],
+        "lie.harmonics.to_grid": [call(floats(2, 9, 2), 3)],
+        "lie.harmonics.from_grid": [call(floats(4, 7, 2), 2)],
+        "lie.harmonics.fourier_so3": [call(floats(5, 3, 5), 1)],
+        "lie.harmonics.inverse_fourier_so3": [call((floats(2, 1, 1), floats(2, 3, 3)), 2)],
+    }
+
+
+def equivariant_rows():
+    h, x, edges = floats(2, 3, 1), floats(2, 3, 3), floats(2, 3, 3, 2)
+
+    def model(make, *inputs):
+        graph, state = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
+        return call(state, *inputs, via=lambda _, state, *inputs: nnx.merge(graph, state)(*inputs))
+
+    egnn_of = partial(egnn.EGNN, hidden=4, layers=2)
+    weights = shape_of(lambda: egnn_of(rngs=nnx.Rngs(0)).layers[0].weights(jnp.float32))
+    return {
+        "equivariant.egnn.EGNN": [model(egnn_of, h, x, x, edges)],
+        "equivariant.egnn.message_passing": [
+            call(weights, floats(3, 2, 4), floats(3, 2, 3), floats(3, 2, 3), floats(3, 2, 2, 2))
+        ],
+        "equivariant.egnn.others": [call(floats(3, 2))],
+        "equivariant.egnn.silu": [call(floats(3))],
+        "equivariant.radial_field.RadialField": [model(partial(radial_field.RadialField, hidden=4), x, x, edges)],
+    }
+
+
 ROWS: dict[str, list[Call]] = {
     **smooth_rows(),
     **group_rows(),
@@ -247,6 +293,8 @@ ROWS: dict[str, list[Call]] = {
     **density_rows(),
     **process_rows(),
     **statistic_rows(),
+    **representation_rows(),
+    **equivariant_rows(),
 }
 
 
@@ -361,7 +409,7 @@ def test_no_line_of_the_tables_is_stale():
 
 
 def test_the_scan_finds_a_dot_and_a_callback_in_nested_programs():
-    @functools.partial(jax.custom_jvp)
+    @jax.custom_jvp
     def f(x):
         return jax.lax.fori_loop(0, 3, lambda i, y: y @ x, x)
 
