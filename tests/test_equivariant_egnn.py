@@ -22,7 +22,8 @@ def _network(kind):
     if kind == "egnn":
         model = egnn.EGNN(hidden=HIDDEN, layers=3, rngs=nnx.Rngs(0))
         for layer in model.layers:  # at their published scale the pushes would hide in the rounding of x
-            layer.coordinate_out[...] = layer.coordinate_out[...] * 300
+            push = vars(layer)["coordinate_out"]
+            push[...] = push[...] * 300
         return lambda h, x, v, edges: model(h, x, v, edges).position
     model = radial_field.RadialField(hidden=HIDDEN, layers=3, rngs=nnx.Rngs(0))
     model.pair_out[...] = model.pair_out[...] * 300

@@ -30,7 +30,7 @@ def test_simulator_equals_the_reference_on_its_first_thousand(data_folder):
 @pytest.mark.slow
 def test_simulator_equals_the_whole_reference(data_folder):
     samples = charged_particles.generate(43, (10_000, 2000, 2000), (3000, 2000, 2000))
-    _compare(samples, _reference(data_folder), nbody.SPLITS)
+    _compare(samples, _reference(data_folder), charged_particles.SPLITS)
 
 
 def test_forces_conserve_momentum_and_follow_from_the_potential():
@@ -59,7 +59,7 @@ def test_simulator_refuses_what_it_cannot_do(wrong):
 
 def test_original_repository_files_are_read(tmp_path):
     random = np.random.default_rng(0)
-    for split in nbody.SPLITS:
+    for split in charged_particles.SPLITS:
         for part, shape in (("loc", (6, 49, 3, 5)), ("vel", (6, 49, 3, 5)), ("charges", (6, 5, 1))):
             np.save(tmp_path / f"{part}_{split}_charged5_initvel1small.npy", random.normal(size=shape))
     config = nbody.Config(train_samples=6, test_samples=6, batch=2, dataset=str(tmp_path))
@@ -77,8 +77,13 @@ def test_damaged_or_small_data_set_is_refused(tmp_path):
     archive.write_bytes(b"not an archive")
     with pytest.raises(exits.Refused, match="damaged"):
         nbody.data(nbody.Config(dataset=str(archive)), None)
-    few = {f"{split}_{name}": np.zeros((3, 5, 3), np.float32) for split in nbody.SPLITS for name in ("x0", "v0", "x1")}
-    np.savez(archive, **few, **{f"{split}_q": np.zeros((3, 5), np.float32) for split in nbody.SPLITS})
+    few = {
+        f"{split}_{name}": np.zeros((3, 5, 3), np.float32)
+        for split in charged_particles.SPLITS
+        for name in ("x0", "v0", "x1")
+    }
+    few |= {f"{split}_q": np.zeros((3, 5), np.float32) for split in charged_particles.SPLITS}
+    np.savez(archive, allow_pickle=False, **few)
     with pytest.raises(exits.Refused, match="train: 3000 trajectories are asked for, the data set has 3"):
         nbody.data(nbody.Config(dataset=str(archive)), None)
 
@@ -94,7 +99,10 @@ def small():
         q = jnp.sign(jax.random.normal(keys[2], (count, 5), jnp.float32))
         return charged_particles.Sample(x, v, q, x + 0.7 * v)
 
-    data = {split: sample(count, key) for split, count, key in zip(nbody.SPLITS, (40, 20, 20), keys[1:], strict=True)}
+    data = {
+        split: sample(count, key)
+        for split, count, key in zip(charged_particles.SPLITS, (40, 20, 20), keys[1:], strict=True)
+    }
     state = nbody.init(config, keys[0], data)
     advance = jax.jit(lambda state: nbody.advance(config, state, data))
     history = []

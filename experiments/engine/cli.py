@@ -180,7 +180,7 @@ def _data_folder(given: Path | None) -> Path | None:
 
 def keep_compilations() -> None:
     """JAX's persistent compilation cache in haar's cache folder, unless the user has chosen one."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if not getattr(jax.config, "jax_compilation_cache_dir", None):
         jax.config.update("jax_compilation_cache_dir", str(dataset.cache_folder() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

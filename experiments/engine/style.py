@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from cycler import cycler
 from matplotlib.figure import Figure
 
 from experiments.engine import files
@@ -14,8 +15,8 @@ from experiments.engine import files
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 PUBLISHED = "#666666"
 
-_SETTINGS: dict[str, Any] = {
-    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+_SETTINGS: Any = {
+    "axes.prop_cycle": cycler(color=COLOURS),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlesize": 10,

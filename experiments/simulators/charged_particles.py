@@ -6,6 +6,7 @@ later number of the stream depends on them. 7000 trajectories of 41 frames take 
 """
 
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from experiments.engine import dataset
+from experiments.engine.exits import Refused
+
+SPLITS = ("train", "valid", "test")
 STEP = 1e-3
 STEPS_PER_FRAME = 100
 LARGEST_FORCE = 100.0
@@ -29,10 +34,10 @@ _CHUNK = 1000  # trajectories at a time; with 250 the matrix product rounds in a
 class Sample(NamedTuple):
     """Trajectories cut to one input and one target frame; arrays are float32, `charge` is ±1."""
 
-    position: np.ndarray  # (samples, particles, 3)
-    velocity: np.ndarray  # (samples, particles, 3)
-    charge: np.ndarray  # (samples, particles)
-    target: np.ndarray  # (samples, particles, 3)
+    position: Array | np.ndarray  # (samples, particles, 3)
+    velocity: Array | np.ndarray  # (samples, particles, 3)
+    charge: Array | np.ndarray  # (samples, particles)
+    target: Array | np.ndarray  # (samples, particles, 3)
 
 
 def generate(
@@ -66,6 +71,32 @@ def generate(
         samples.append(Sample(*(np.asarray(a[cut], np.float32) for a in (x, v, charge, y))))
         first += kept
     return samples
+
+
+def read(path: Path) -> dict[str, Sample]:
+    """Our .npz (x0, v0, x1, q per split) or the original repository's folder of .npy trajectories."""
+    if not path.exists():
+        raise Refused(f"dataset: {path} does not exist; leave it out to simulate the data set")
+    if path.is_file():
+        arrays = dataset.load(path)
+        try:
+            return {
+                s: Sample(arrays[f"{s}_x0"], arrays[f"{s}_v0"], arrays[f"{s}_q"], arrays[f"{s}_x1"]) for s in SPLITS
+            }
+        except KeyError as error:
+            raise Refused(f"dataset: {path} has no array {error}; expected <split>_x0, _v0, _x1, _q") from error
+    splits = {}
+    for split in SPLITS:
+        parts = {}
+        for part in ("loc", "vel", "charges"):
+            file = path / f"{part}_{split}_charged5_initvel1small.npy"
+            if not file.exists():
+                raise Refused(f"dataset: {file} is missing; expected the original repository's files in {path}")
+            parts[part] = np.load(file, allow_pickle=False).astype(np.float32)
+        frames = {part: parts[part].swapaxes(2, 3) for part in ("loc", "vel")}  # (samples, frames, particles, 3)
+        charge = parts["charges"].reshape(len(parts["charges"]), -1)
+        splits[split] = Sample(frames["loc"][:, 30], frames["vel"][:, 30], charge, frames["loc"][:, 40])
+    return splits
 
 
 def _draw(stream: np.random.RandomState, count: int, particles: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
