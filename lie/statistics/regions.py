@@ -1,6 +1,6 @@
 """Confidence regions for the Fréchet mean: from its asymptotic normal law, or with the bootstrap's critical value."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +80,7 @@ def contains(group: groups.Group, region: Region, point: groups.Element) -> Bool
     return elementwise.dot(u, elementwise.matvec(jnp.linalg.inv(region.covariance), u)) <= region.threshold
 
 
-def f_quantile(level: float, first: int, second: int, dtype: jnp.dtype) -> Float[Array, ""]:
+def f_quantile(level: float, first: int, second: int, dtype: Any) -> Float[Array, ""]:
     """The `level` quantile of Fisher's F law with `first` and `second` degrees of freedom, by bisection of its cdf."""
     a, b = jnp.asarray(first / 2, dtype), jnp.asarray(second / 2, dtype)
 

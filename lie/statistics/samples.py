@@ -46,7 +46,7 @@ def weighted_sum(weights: Float[Array, "n *batch"], values: Float[Array, "..."])
     return jnp.sum(weights.reshape(*weights.shape, *(1,) * (values.ndim - weights.ndim)) * values, axis=0)
 
 
-def covariance(weights: Float[Array, "n *batch"], tangents: Float[Array, "n *batch d"]) -> Float[Array, "*batch d d"]:
+def covariance(weights: Float[Array, "n *#batch"], tangents: Float[Array, "n *#batch d"]) -> Float[Array, "... d d"]:
     """Σ_i w_i v_i v_iᵀ: the second moment about the base point of the tangents."""
     return weighted_sum(weights, tangents[..., :, None] * tangents[..., None, :])
 
