@@ -1,4 +1,6 @@
-"""What SO(3) and SE(3) are, in 80 digits: series, quaternions and finite differences in mpmath, independent of `lie`."""
+"""SO(3) and SE(3) in 80 digits: series, quaternions and finite differences in mpmath, independent of `lie`."""
+
+from functools import partial
 
 import mpmath
 import numpy as np
@@ -109,6 +111,11 @@ def local_log_se3(xi, eta):
     phi = local_log(w, u)
     t = exp(w) * (left_jacobian(u) * mpmath.matrix(eta[:3])) + left_jacobian(w) * mpmath.matrix(xi[:3])
     return [*(mpmath.lu_solve(left_jacobian(phi), t)), *phi]
+
+
+def at(f, points):
+    """u -> f(x, u) for each of the points x, in mpmath."""
+    return [partial(f, vector(x)) for x in points]
 
 
 def vector(x):
