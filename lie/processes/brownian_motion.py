@@ -62,8 +62,9 @@ def _increment(group: groups.Group, start: groups.Element, time: Array, key: Arr
         return so2.exp(_normal(time, 1, key))
     if group is se3 or group is se2:
         key_rotation, key_translation = jax.random.split(key)
-        rotation = _rotation(time, key_rotation) if group is se3 else so2.exp(_normal(time, 1, key_rotation))
-        return group.Pose(rotation, _normal(time, 3 if group is se3 else 2, key_translation))
+        if group is se3:
+            return se3.Pose(_rotation(time, key_rotation), _normal(time, 3, key_translation))
+        return se2.Pose(so2.exp(_normal(time, 1, key_rotation)), _normal(time, 2, key_translation))
     if group is euclidean or isinstance(group, euclidean.Space):
         return _normal(time, start.shape[-1], key)
     raise TypeError(f"brownian: the exact transition of {group} is not known; take small steps with `sde`")
@@ -101,14 +102,15 @@ def _far_sheet_odds(angle: Array, time: Array) -> Array:
     late = jnp.maximum(time, _SPECTRAL_FROM)
 
     def windings(psi):
-        shifts = [psi + 4 * jnp.pi * k for k in range(-3, 4)]
-        return sum(x * jnp.exp((angle - x) * (angle + x) / (2 * early)) for x in shifts)
+        shifts = jnp.stack([psi + 4 * jnp.pi * k for k in range(-3, 4)])
+        return jnp.sum(shifts * jnp.exp((angle - shifts) * (angle + shifts) / (2 * early)), axis=0)
 
     def spectral(sign):
-        return sum(
+        terms = [
             (sign if m % 2 == 0 else 1) * m * jnp.sin(m * angle / 2) * jnp.exp(-(m * m - 1) * late / 8)
             for m in range(1, 8)
-        )
+        ]
+        return jnp.sum(jnp.stack(terms), axis=0)
 
     short = smooth.divide(windings(2 * jnp.pi - angle), windings(angle))
     long = smooth.divide(spectral(-1), spectral(1), fallback=1.0)

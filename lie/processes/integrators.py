@@ -98,7 +98,9 @@ def ode(
 
 
 def _advance(method: _CommutatorFree | _MuntheKaas, group: groups.Group, field: Field) -> Callable:
-    return (_commutator_free if isinstance(method, _CommutatorFree) else _munthe_kaas)(method, group, field)
+    if isinstance(method, _CommutatorFree):
+        return _commutator_free(method, group, field)
+    return _munthe_kaas(method, group, field)
 
 
 def _commutator_free(method: _CommutatorFree, group: groups.Group, field: Field) -> Callable:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from lie import check, densities, elementwise, euclidean, smooth, so3
@@ -168,23 +169,22 @@ def fit_matrix_fisher(
     deviation, axes = jnp.linalg.eigh((lost + lost.T) / 2)
     limit = float(jnp.finfo(samples.dtype).eps) ** 0.5 if tolerance is None else tolerance
 
-    def newton(s):
+    def body(carry):
+        s, _, steps = carry
         gradient = deviation - fisher_normalizer.expected_deviation(s)
         step = -elementwise.matvec(jnp.linalg.inv(fisher_normalizer.diagonal_covariance(s)), gradient)
-        return step, smooth.sqrt(jnp.maximum(-elementwise.dot(step, gradient), 0))
-
-    def body(carry):
-        s, step, decrement, steps = carry
-        s = s + step / jnp.where(decrement < 0.2, 1, 1 + math.sqrt(2) * decrement)
-        ordered = -jnp.sort(-jnp.abs(s))  # a reflection into s1 >= s2 >= |s3| comes no farther from the solution in it
-        s = ordered.at[2].set(jnp.where(jnp.prod(jnp.sign(s)) < 0, -ordered[2], ordered[2]))
-        return s, *newton(s), steps + 1
+        decrement = smooth.sqrt(jnp.maximum(-elementwise.dot(step, gradient), 0))
+        moved = s + step / jnp.where(decrement < 0.2, 1, 1 + math.sqrt(2) * decrement)
+        ordered = -jnp.sort(-jnp.abs(moved))  # a reflection into s1 >= s2 >= |s3|: no farther from the solution in it
+        flipped = jnp.prod(jnp.sign(moved)) < 0
+        moved = ordered * jnp.where(flipped, np.array([1, 1, -1], s.dtype), np.ones(3, s.dtype))
+        return jnp.where(decrement > limit, moved, s), decrement, steps + 1
 
     def unfinished(carry):
-        return (carry[2] > limit) & (carry[3] < max_steps)
+        return (carry[1] > limit) & (carry[2] < max_steps)
 
-    start = jnp.zeros(3, samples.dtype)
-    s, _, error, steps = jax.lax.while_loop(unfinished, body, (start, *newton(start), jnp.zeros((), jnp.int32)))
+    first = (jnp.zeros(3, samples.dtype), jnp.asarray(jnp.inf, samples.dtype), jnp.zeros((), jnp.int32))
+    s, error, steps = jax.lax.while_loop(unfinished, body, first)
     parameter = elementwise.matmul(elementwise.matmul(mean, axes * s), axes.T)
     return Fit(densities.MatrixFisher(parameter), error, steps, error <= limit)
 
@@ -249,36 +249,39 @@ def _maximise(
     limit = eps**0.5 if tolerance is None else tolerance
 
     def newton(x):
-        local = lambda u: objective(group.retract(x, u))
-        gradient, hessian = jax.grad(local)(origin), jax.jacfwd(jax.grad(local))(origin)
+        def gradient(u):
+            value, slope = jax.value_and_grad(lambda u: objective(group.retract(x, u)))(u)
+            return slope, (slope, value)
+
+        hessian, (slope, value) = jax.jacfwd(gradient, has_aux=True)(origin)
         sizes, axes = jnp.linalg.eigh((hessian + hessian.T) / 2)
         sizes = jnp.abs(sizes)
-        along = elementwise.matvec(axes.T, gradient)
         usable = sizes > 8 * eps * jnp.max(sizes)
-        step = elementwise.matvec(axes, jnp.where(usable, smooth.divide(along, sizes), 0))
-        return step, smooth.sqrt(jnp.maximum(jnp.sum(step * gradient), 0))
+        step = elementwise.matvec(axes, jnp.where(usable, smooth.divide(elementwise.matvec(axes.T, slope), sizes), 0))
+        return value, step, smooth.sqrt(jnp.maximum(jnp.sum(step * slope), 0))
 
-    def climb(x, step, decrement):
-        value = objective(x)
-        # Rounding of the objective hides the last steps; there Newton's step is right without a test.
-        slack = 16 * eps * (1 + jnp.abs(value))
+    def climb(x, value, step):
         length = smooth.norm(step)
-        step = step * jnp.where(length > 1, 1 / jnp.where(length > 1, length, 1), 1)
+        step = step / jnp.maximum(length, 1)  # at most a radian: beyond, the quadratic model means nothing
+        slack = 16 * eps * (1 + jnp.abs(value))  # the objective's rounding hides the last steps, which need no test
 
         def worse(carry):
             factor, halvings = carry
             return (objective(group.retract(x, factor * step)) < value - slack) & (halvings < 30)
 
         factor, _ = jax.lax.while_loop(worse, lambda c: (c[0] / 2, c[1] + 1), (jnp.ones_like(value), 0))
-        return group.retract(x, factor * step)
+        return factor * step
 
     def body(carry):
-        x, step, decrement, steps = carry
-        x = climb(x, step, decrement)
-        return x, *newton(x), steps + 1
+        x, _, steps = carry
+        value, step, decrement = newton(x)
+        step = jnp.where(decrement > limit, climb(x, value, step), 0)  # a step of 0 changes no digit
+        return group.retract(x, step), decrement, steps + 1
 
     def unfinished(carry):
-        return (carry[2] > limit) & (carry[3] < max_steps)
+        return (carry[1] > limit) & (carry[2] < max_steps)
 
-    x, _, decrement, steps = jax.lax.while_loop(unfinished, body, (start, *newton(start), jnp.zeros((), jnp.int32)))
+    start = group.retract(start, origin)  # the dtype and shape that the loop keeps
+    first = (start, jnp.asarray(jnp.inf, tangent.dtype), jnp.zeros((), jnp.int32))
+    x, decrement, steps = jax.lax.while_loop(unfinished, body, first)
     return x, decrement, steps, decrement <= limit

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -157,7 +157,9 @@ def _solve(
             mean = group.retract(mean, jnp.where(active[..., None], step, 0))  # a step of 0 changes no digit
             return mean, *move(mean, samples, weights, scale), steps + active.astype(jnp.int32)
 
-        first = (start, *move(start, samples, weights, scale), jnp.zeros(limit.shape, jnp.int32))
+        # The first round takes a step of 0, so that `move` is compiled once.
+        nothing = jnp.zeros((*limit.shape, tangent.shape[-1]), limit.dtype)
+        first = (start, nothing, jnp.full_like(limit, jnp.inf), jnp.full(limit.shape, -1, jnp.int32))
         mean, _, error, steps = jax.lax.while_loop(lambda c: jnp.any(unfinished(*c[2:])), advance, first)
         return Mean(mean, error, steps, error <= limit)
 
@@ -173,7 +175,7 @@ def _solve(
         velocity = jnp.where(jnp.any(held, axis=0)[..., None], layout.weighted_sum(share, velocities), free)
         origin = jnp.zeros_like(velocity)
         mean_dot = jax.jvp(partial(group.retract, found.mean), (origin,), (velocity,))[1]
-        still = [np.zeros(x.shape, jax.dtypes.float0) for x in (found.steps, found.converged)]
+        still: Any = [np.zeros(x.shape, jax.dtypes.float0) for x in (found.steps, found.converged)]
         return found, Mean(mean_dot, jnp.zeros_like(found.error), *still)
 
     return iterate(samples, weights, start, scale, limit)
