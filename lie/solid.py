@@ -24,7 +24,7 @@ _PIECE = 170_000
 
 def values(x: Float[Array, "batch 3"], max_degree: int, normalize: bool) -> Float[Array, "batch orders"]:
     """All harmonics up to `max_degree` at the rows of x, or at x/|x| if `normalize`: rows of (max_degree + 1)²."""
-    return _values(max_degree, normalize, x)
+    return _compiled_values(max_degree, normalize, x)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -46,6 +46,9 @@ def _values_jvp(max_degree, normalize, primals, tangents):
         return jnp.concatenate(_slopes(u, u_dot, max_degree))
 
     return _values(max_degree, normalize, x), _in_pieces(columns, (max_degree + 1) ** 2, x, x_dot)
+
+
+_compiled_values = jax.jit(_values, static_argnums=(0, 1))  # outside jit: one compilation, not one per operation
 
 
 def _in_pieces(columns: Callable[..., Array], orders: int, *rows: Array) -> Array:

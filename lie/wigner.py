@@ -118,7 +118,7 @@ def _representation(R: ArrayLike, degrees: tuple[int, ...]) -> tuple[Array, ...]
     proper = _proper(R)
     check.rotation("R", proper)
     batch, wide = R.shape[:-2], R.astype(jnp.float32) if R.dtype.itemsize < 4 else R
-    blocks = _blocks(degrees, wide.reshape(-1, 3, 3))
+    blocks = _compiled_blocks(degrees, wide.reshape(-1, 3, 3))
     return tuple(block.reshape(*batch, *block.shape[1:]).astype(R.dtype) for block in blocks)
 
 
@@ -142,6 +142,9 @@ def _blocks_jvp(degrees, primals, tangents):
         direction = sum(omega[:, k, None, None] * basis[k] for k in range(3))
         slopes.append(jnp.matmul(block, direction, precision=_HIGHEST))
     return blocks, tuple(slopes)
+
+
+_compiled_blocks = jax.jit(_blocks, static_argnums=0)  # outside jit: one compilation, not one per operation
 
 
 def _block(degree: int, first: Any, middle: Any, last: Any) -> Array:
