@@ -24,7 +24,9 @@ class Haar:
         """0, a body-frame tangent."""
         return jnp.zeros(_rotation(R).shape[:-1], _rotation(R).dtype)
 
-    def sample(self, shape: tuple[int, ...] = (), dtype: Any = jnp.float32, *, key: PRNGKeyArray) -> Float[Array, "..."]:
+    def sample(
+        self, shape: tuple[int, ...] = (), dtype: Any = jnp.float32, *, key: PRNGKeyArray
+    ) -> Float[Array, "..."]:
         """Independent rotations (*shape, 3, 3)."""
         return so3.sample(shape, dtype, key=key)
 

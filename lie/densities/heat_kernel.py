@@ -25,9 +25,9 @@ _MAX_DEGREE = {4: 12, 8: 18}  # by item size: (2l+1)⁴ exp(−l(l+1)/6) of the 
 def log_density(y: Array, z: Array, t: Array) -> Array:
     """log f from y = sin²(ω/2), z = cos²(ω/2) and t = scale²; derivatives along y + z = 1.
 
-    Error of log f for scale in 1e-3..10 and ω in 0..π: <= 15 eps max(1, |log f|), of its slope in ω <= 4 eps max(1, ω/t), of its slope in
-    scale <= 20 eps; second derivatives alike. That is for the arguments as given: what their own rounding costs is added. 
-    arguments costs. Source: Poisson summation (McKean 1972); the pairing at π and the cuts are ours.
+    For scale in 1e-3..10 and ω in 0..π, at the arguments as given: error of log f <= 15 eps max(1, |log f|), of its
+    slope in ω <= 4 eps max(1, ω/t), of its slope in scale <= 20 eps, second derivatives alike. Source: Poisson
+    summation; the pairing at π and the cuts are ours.
     """
     y, z, t = jnp.broadcast_arrays(y, z, t)
     dual = t < _DUAL_END

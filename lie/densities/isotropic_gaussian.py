@@ -64,7 +64,7 @@ class IsotropicGaussian:
         axis = jax.random.normal(key_axis, (*full, 3), mean.dtype)
         omega = angle_law.quantile(u, jnp.broadcast_to(scale * scale, full))
         tangent = (omega / smooth.norm(axis))[..., None] * axis
-        return so3.retract(jnp.broadcast_to(mean, (*full, 3, 3)), tangent).astype(self.mean.dtype)
+        return so3.retract(mean, tangent).astype(self.mean.dtype)
 
     def entropy(self) -> Float[Array, "..."]:
         """−E log f <= 0, with respect to Haar; 0 is the uniform law. Absolute error <= 20 eps max(1, |entropy|)."""
