@@ -53,7 +53,7 @@ def reverse_drift(
 def probability_flow(
     group: groups.Group, drift: integrators.Field, diffusion: diffusions.Diffusion, score: integrators.Field
 ) -> integrators.Field:
-    """The field f − ½ σ² score: its deterministic flow (`ode`) has the marginals of the diffusion, in both directions."""
+    """The field f − ½ σ² score: its flow (`ode`) has the marginals of the diffusion, in both directions of time."""
     return reverse_drift(group, drift, diffusion, score, noise_ratio=0.0)
 
 
