@@ -16,6 +16,10 @@ from lie.optimizers import certificate, pose_graph
 OPTIMA = {"tinyGrid3D": (28.6765, 18.51936642), "smallGrid3D": (1561.385, 1025.398056)}
 
 
+def eps_of(dtype):
+    return float(jnp.finfo(dtype).eps)
+
+
 @pytest.fixture
 def graph_of(data_folder):
     def load(name):
@@ -38,7 +42,7 @@ def ring(count, tau=1.0):
 
 def noisy(count=10, noise=0.05):
     rng = np.random.default_rng(0)
-    R, t = Rotation.random(count, rng=2).as_matrix(), rng.standard_normal((count, 3))
+    R, t = Rotation.random(count, rng=np.random.default_rng(2)).as_matrix(), rng.standard_normal((count, 3))
     i = np.concatenate([np.arange(count - 1), [0, 2, 4]])
     j = np.concatenate([np.arange(1, count), [count - 1, 7, 9]])
     turned = Rotation.from_rotvec(noise * rng.standard_normal((len(i), 3))).as_matrix()
@@ -61,7 +65,7 @@ def test_objective_is_its_formula(dtype):
     poses = se3.sample((graph.nodes,), dtype, key=jax.random.key(0))
     R, t = (np.asarray(leaf, np.float64) for leaf in poses)
     assert pose_graph.objective(graph, poses).dtype == dtype
-    assert_allclose(pose_graph.objective(graph, poses), cost(graph, R, t), rtol=64 * jnp.finfo(dtype).eps)
+    assert_allclose(pose_graph.objective(graph, poses), cost(graph, R, t), rtol=64 * eps_of(dtype))
     B, A = pose_graph.difference_operators(graph)
     Y = np.swapaxes(R, -1, -2).reshape(-1, 3)
     quadratic = np.sum((B @ Y) ** 2) + np.sum((A @ np.concatenate([t, Y])) ** 2)
@@ -78,7 +82,7 @@ def test_starting_points_are_exact_without_noise():
 
 def test_best_translations_leave_no_gradient():
     graph = noisy()
-    R = Rotation.random(graph.nodes, rng=3).as_matrix()
+    R = Rotation.random(graph.nodes, rng=np.random.default_rng(3)).as_matrix()
     t = pose_graph.best_translations(graph, R)
     poses = se3.Pose(jnp.asarray(R), jnp.asarray(t))
     gradient = optimizers.value_and_grad(lambda T: pose_graph.objective(graph, T), se3)(poses)[1]
@@ -100,7 +104,7 @@ def test_a_small_optimum_is_certified_and_rival_starts_agree(method):
 def test_smallest_eigenvalue_is_that_of_the_dense_matrix():
     """S = Q − Λ built densely, at a point that is no optimum, so that the eigenvalue is not zero."""
     graph = noisy()
-    R = Rotation.random(graph.nodes, rng=4).as_matrix()
+    R = Rotation.random(graph.nodes, rng=np.random.default_rng(4)).as_matrix()
     B, A = (operator.toarray() for operator in pose_graph.difference_operators(graph))
     n, Y = graph.nodes, np.swapaxes(R, -1, -2).reshape(-1, 3)
     M = A.T @ A

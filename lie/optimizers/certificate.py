@@ -45,12 +45,13 @@ def certify(graph: pose_graph.PoseGraph, poses: se3.Pose, tolerance: float = 1e-
     stacked = np.concatenate([t, Y.reshape(-1, 3)])
     B, A = pose_graph.difference_operators(graph)
     data = scipy.sparse.csc_matrix(A.T @ A + scipy.sparse.block_diag([scipy.sparse.csc_matrix((n, n)), B.T @ B]))
-    gradient = (data @ stacked)[n:].reshape(n, 3, 3)
+    gradient = np.asarray(data @ stacked)[n:].reshape(n, 3, 3)
     multipliers = gradient @ np.swapaxes(Y, -1, -2)
     multipliers = (multipliers + np.swapaxes(multipliers, -1, -2)) / 2
     lagrangian = scipy.sparse.block_diag([scipy.sparse.csc_matrix((n, n)), scipy.sparse.block_diag(multipliers)])
     # The first translation is pinned: shifting all of them changes nothing, and the rest is positive definite.
-    smallest = _smallest_eigenvalue(scipy.sparse.csc_matrix(data - lagrangian)[1:, 1:], n - 1, tolerance)
+    dual: Any = scipy.sparse.csc_matrix(data - lagrangian)
+    smallest = _smallest_eigenvalue(dual[1:, 1:], n - 1, tolerance)
     bound = float(np.trace(multipliers, axis1=1, axis2=2).sum()) + 3 * n * min(smallest, 0.0)
     value = float(np.sum(stacked * (data @ stacked)))
     return Certificate(value, bound, smallest, smallest >= -tolerance)

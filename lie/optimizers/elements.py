@@ -7,6 +7,7 @@ own shape for flat leaves. Tangent vectors live in the body frame: x moves to x 
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -68,8 +69,11 @@ def zero_tangents(parameters: Parameters, groups: Groups) -> Tangents:
     """The zero tangent vector at every element; nothing but shapes and dtypes is read."""
 
     def zeros(group, x):
-        like = jax.eval_shape(group.log, x)
-        return jnp.zeros(like.shape, like.dtype)
+        if getattr(group, "dimension", None) is None:  # flat, or a group that takes vectors of any length
+            like = jax.eval_shape(group.log, x)
+            return jnp.zeros(like.shape, like.dtype)
+        leaf, one = jax.tree.leaves(x)[0], jax.tree.leaves(_placeholder(group))[0]
+        return jnp.zeros((*leaf.shape[: leaf.ndim - one.ndim], group.dimension), leaf.dtype)
 
     return map_elements(zeros, groups, parameters)
 
@@ -113,6 +117,7 @@ def _elements(group: Any, part: Any) -> tuple[list[Any], Any]:
     return jax.tree.flatten(part, is_leaf=lambda node: jax.tree.structure(node) == element)
 
 
+@lru_cache
 def _placeholder(group: Any) -> Any:
     """Something with the pytree structure of an element; a product may leave a dimension open and have no identity."""
     if isinstance(group, Product):
