@@ -52,7 +52,7 @@ def test_normalizer_agrees_with_mpmath(dtype):
         jax.jit(fisher_normalizer.expected_deviation)(s),
     )
     assert value.dtype == deviation.dtype == dtype
-    assert np.max(np.abs(value - want[:, 0]) / np.maximum(1, np.abs(want[:, 0]))) <= 16 * eps
+    assert np.max(np.abs(np.asarray(value, float) - want[:, 0]) / np.maximum(1, np.abs(want[:, 0]))) <= 16 * eps
     assert_allclose(deviation[:, 0], want[:, 1], rtol=1e-6 if dtype == jnp.float32 else 1e-12)
 
 
@@ -64,7 +64,9 @@ def test_normalizer_agrees_with_the_truth_table(truth, dtype):
         deviation = np.array([[float(1 - mpmath.mpf(x)) for x in row["grad"]] for row in rows])
     tolerance, relative = (1e-5, 1e-4) if dtype == jnp.float32 else (1e-10, 1e-9)
     density = densities.MatrixFisher(jnp.array(np.array(s, float)[:, :, None] * np.eye(3), dtype))
-    assert np.all(np.abs(density.scaled_log_normalizer() - scaled) <= tolerance * np.maximum(1, np.abs(scaled)))
+    assert np.all(
+        np.abs(np.asarray(density.scaled_log_normalizer(), float) - scaled) <= tolerance * np.maximum(1, np.abs(scaled))
+    )
     assert_allclose(density.expected_deviation(), deviation, rtol=relative)
     log_c = np.array([float(row["logc"]) for row in rows])
     assert_allclose(density.log_normalizer(), log_c, rtol=tolerance, atol=tolerance)
@@ -176,7 +178,9 @@ def test_svd_is_proper_for_every_matrix(dtype):
     F = jnp.array(np.concatenate([generator.normal(size=(30, 3, 3)), PARAMETERS, hard]), dtype)
     U, s, V = (np.asarray(x, float) for x in jax.jit(svd3.svd)(F))
     eps, largest = float(jnp.finfo(dtype).eps), s[:, 0]
-    assert np.all(np.abs(np.einsum("nij,nj,nkj->nik", U, s, V) - F).max((1, 2)) <= 12 * eps * largest)
+    assert np.all(
+        np.abs(np.einsum("nij,nj,nkj->nik", U, s, V) - np.asarray(F, float)).max((1, 2)) <= 12 * eps * largest
+    )
     for W in (U, V):
         assert np.abs(np.swapaxes(W, 1, 2) @ W - np.eye(3)).max() <= 12 * eps
         assert np.all(np.linalg.det(W) > 0)
