@@ -37,6 +37,10 @@ def name_of(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+def folder_of(path):
+    return name_of(path.parent / "__init__.py")
+
+
 @functools.cache
 def tree_of(path):
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
@@ -59,7 +63,7 @@ def imports(path):
             and node.args
             and isinstance(node.args[0], ast.Constant)
         ):
-            yield node, node.args[0].value, []
+            yield node, str(node.args[0].value), []
 
 
 def is_module(name):
@@ -81,14 +85,14 @@ def test_imports_point_down_and_are_absolute():
 def test_our_modules_are_imported_as_modules():
     """`from lie import so3`, then `so3.exp`: a call site that reads as mathematics needs the namespace.
 
-    Records and types (Capitalised) may come alone, and a package's __init__ may show what its own files define.
+    Records and types (Capitalised) may come alone, and __init__ and __main__ may show what files below them define.
     """
     wrong = [
         place(path, node)
         for path in sources(*MAY_IMPORT, "benchmarks")
         for node, module, names in imports(path)
         if module.split(".")[0] in MAY_IMPORT
-        and not (path.stem == "__init__" and module.startswith(f"{name_of(path)}."))
+        and not (path.stem in ("__init__", "__main__") and module.startswith(f"{folder_of(path)}."))
         and not all(name.lstrip("_")[:1].isupper() or is_module(f"{module}.{name}") for name in names)
     ]
     assert not wrong, "\n".join(wrong)

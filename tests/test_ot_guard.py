@@ -11,6 +11,7 @@ import sys
 import types
 import venv
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,7 +60,7 @@ def test_a_pot_name_that_is_our_module_too_can_still_be_imported(name, monkeypat
 
 
 def test_calling_a_module_that_is_a_function_in_pot_is_answered():
-    module = types.ModuleType("ot.sinkhorn")
+    module: Any = types.ModuleType("ot.sinkhorn")
     module.__class__ = _guard.FunctionInPOT
     with pytest.raises(TypeError, match=r"not POT.*ot\.sinkhorn\.solve\(x, y, a, b, cost=\.\.\., epsilon=reg\)"):
         module([0.5, 0.5], [0.5, 0.5], [[0.0, 1.0], [1.0, 0.0]], 0.1)
