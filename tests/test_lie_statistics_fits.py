@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from lie import densities, euclidean, se3, so3, statistics
+from lie import densities, se2, se3, so3, statistics
 from lie.densities import fisher_normalizer
 
 
@@ -83,7 +83,7 @@ def test_the_matrix_fisher_fit_matches_the_moments(spread, dtype):
     sign = np.linalg.det(U) * np.linalg.det(Vt)
     s[2] *= sign
     V = Vt.T * [1, 1, sign]
-    inner = U.T @ np.asarray(samples, np.float64) @ V
+    inner = U.T @ np.asarray(so3.project(samples.astype(jnp.float64))) @ V
     deviation = 1 - np.diagonal(inner.mean(axis=0))
     expected = fisher_normalizer.expected_deviation(jnp.asarray(s))
     np.testing.assert_allclose(expected, deviation, rtol=10 * eps(dtype) ** 0.5)
@@ -116,24 +116,28 @@ def test_the_posterior_of_a_location_is_a_matrix_fisher():
     np.testing.assert_allclose(flat.mode, samples[2], atol=1e-12)
 
 
-def test_the_gaussian_fit_on_a_vector_space_is_the_known_one():
-    x = np.random.default_rng(4).normal(size=(30, 3)) @ np.diag([2.0, 1.0, 0.5]) + 5
-    fit = statistics.fit_concentrated_gaussian(euclidean.Space(3), jnp.asarray(x))
+def test_the_gaussian_fit_of_concentrated_samples_is_the_flat_one():
+    """Mean log(m⁻¹ x) = 0 and covariance their second moment, up to the order of the squared spread."""
+    samples = rotations(30, 1e-3)
+    fit = jax.jit(lambda x: statistics.fit_concentrated_gaussian(so3, x))(samples)
     assert fit.converged
-    np.testing.assert_allclose(fit.density.mean, x.mean(0), rtol=1e-10)
-    np.testing.assert_allclose(fit.density.covariance, np.cov(x.T, bias=True), rtol=1e-8)
+    v = np.asarray(so3.local(jnp.broadcast_to(fit.density.mean, samples.shape), samples))
+    np.testing.assert_allclose(v.mean(axis=0), 0, atol=1e-8)
+    np.testing.assert_allclose(fit.density.covariance, v.T @ v / 30, rtol=1e-10)
 
 
-def test_the_gaussian_fit_on_poses_beats_the_truth_and_is_near_it():
-    scales = jnp.array([0.3, 0.1, 0.2, 0.2, 0.3, 0.1])
-    mean = se3.sample((), jnp.float64, key=jax.random.key(5))
-    truth = densities.ConcentratedGaussian(se3, mean, jnp.diag(scales**2))
+@pytest.mark.parametrize("group", [se2, pytest.param(se3, marks=pytest.mark.slow)], ids=["se2", "se3"])
+def test_the_gaussian_fit_on_poses_beats_the_truth_and_is_near_it(group):
+    scales = jnp.array([0.3, 0.1, 0.2, 0.2, 0.3, 0.1])[: group.dimension]
+    mean = group.sample((), jnp.float64, key=jax.random.key(5))
+    truth = densities.ConcentratedGaussian(group, mean, jnp.diag(scales**2))
     samples = truth.sample((500,), key=jax.random.key(6))
-    fit = jax.jit(lambda x: statistics.fit_concentrated_gaussian(se3, x))(samples)
+    fit = jax.jit(lambda x: statistics.fit_concentrated_gaussian(group, x))(samples)
     assert fit.converged
     gain = 2 * float(jnp.sum(fit.density.log_prob(samples) - truth.log_prob(samples)))
-    assert 0 < gain < scipy.stats.chi2.ppf(0.9999, 27)  # Wilks: 6 + 21 parameters
-    assert np.abs(np.asarray(se3.local(mean, fit.density.mean)) / scales).max() < 4.5 / np.sqrt(500)
+    freedom = group.dimension * (group.dimension + 3) / 2  # of mean and covariance: Wilks
+    assert 0 < gain < scipy.stats.chi2.ppf(0.9999, freedom)
+    assert np.abs(np.asarray(group.local(mean, fit.density.mean)) / scales).max() < 4.5 / np.sqrt(500)
 
 
 def test_the_inverse_wishart_is_conjugate():

@@ -158,14 +158,14 @@ def fit_matrix_fisher(
     samples = check.array("samples", samples, 3, 3)
     check.rotation("samples", samples)
     counts = _counts(weights, samples.shape[0], samples.dtype)
-    parts = [(samples, counts)]
-    if prior_mean is not None:
-        centre = check.array("prior_mean", prior_mean, 3, 3).astype(samples.dtype)
-        parts.append((centre[None], jnp.asarray(prior_count, samples.dtype)[None]))
-    points, counts = (jnp.concatenate(column) for column in zip(*parts, strict=True))
-    counts = smooth.divide(counts, jnp.sum(counts))
-    mean = so3.project(layout.weighted_sum(counts, points))
-    lost = elementwise.matmul(jnp.swapaxes(mean, -1, -2), layout.weighted_sum(counts, mean - points))  # I − R₀ᵀ X̄
+    moment, total = layout.weighted_sum(counts, samples), jnp.sum(counts)
+    strength = jnp.zeros((), samples.dtype) if prior_mean is None else jnp.asarray(prior_count, samples.dtype)
+    centre = so3.identity((), samples.dtype) if prior_mean is None else check.array("prior_mean", prior_mean, 3, 3)
+    mean = so3.project(moment + strength * centre)
+    # (x − R₀)ᵀ (x − R₀)/2 = I − sym(R₀ᵀ x) for rotations: what concentrated samples leave of their digits is all here.
+    offset = samples - mean
+    lost = layout.weighted_sum(counts, elementwise.matmul(jnp.swapaxes(offset, -1, -2), offset)) / 2
+    lost = (lost + strength * elementwise.matmul(mean.T, mean - centre)) / (total + strength)  # I − R₀ᵀ X̄
     deviation, axes = jnp.linalg.eigh((lost + lost.T) / 2)
     limit = float(jnp.finfo(samples.dtype).eps) ** 0.5 if tolerance is None else tolerance
 

@@ -31,7 +31,8 @@ def rayleigh(R: Float[ArrayLike, "n *batch 3 3"]) -> Test:
     """3 n |Σ R_i/n|²_F, chi-squared with 9 degrees of freedom if the R_i are uniform: sees a preferred rotation.
 
     It is Bingham's test of the quaternions (`bingham`), and blind to laws whose mean matrix is 0, such as those with
-    the symmetry of a cube: `sobolev` at degree 4 or `gine` sees them. Size at level 5 %, by simulation: SIZE_RAYLEIGH.
+    the symmetry of a cube: `sobolev` at degree 4 or `gine` sees them.
+    Size at level 5 %, 6000 simulations: 4.6 % (n = 20), 5.1 % (60).
     Source: Prentice 1984, Biometrika 71; Mardia, Jupp 2000, Directional Statistics, ch. 13.
     """
     R = _rotations(R)
@@ -74,7 +75,7 @@ def gine(R: Float[ArrayLike, "n *batch 3 3"]) -> Test:
 
     The kernel is Σ_{l>=1} 8/(π m (m² − 4)) χ_l with m = 2l + 1, all positive, so under uniformity the statistic tends
     to Σ_l 8/(π m² (m² − 4)) X_l, of mean 8/3π at every n. p-value by Imhof's integral over 40 degrees, the rest
-    replaced by its mean: absolute error ACCURACY_GINE. Memory n². Size at level 5 %, by simulation: SIZE_GINE.
+    replaced by its mean: absolute error < 1e-6. Memory n². Size at level 5 %, 6000 simulations: 4.8 % (n = 20), 5.0 % (60).
     Sources: Giné 1975, Ann. Stat. 3:1243; Prentice 1978; the expansion is an integral of sines (ours).
     """
     R = _rotations(R)
