@@ -55,7 +55,8 @@ def bootstrap_region(
 
     Each resample draws n of the samples with replacement, as counts that weight one vectorised mean; all resamples are
     in memory. The quantile would make the level exact if the pivot were free of the law. Coverage at level 0.95, 1000
-    simulations of the Cayley law κ = 10, n = 50: 95.3 %. Raises as `confidence_region`, and ValueError for fewer resamples than 1/(1 − level).
+    simulations of the Cayley law κ = 10, n = 50: 95.3 %. Raises as `confidence_region`, and
+    ValueError for fewer resamples than 1/(1 − level).
     Source: Fisher, Hall, Jing, Wood 1996, JASA 91:1062.
     """
     count, _dimension = _sizes(group, samples, level)

@@ -75,7 +75,8 @@ def gine(R: Float[ArrayLike, "n *batch 3 3"]) -> Test:
 
     The kernel is Σ_{l>=1} 8/(π m (m² − 4)) χ_l with m = 2l + 1, all positive, so under uniformity the statistic tends
     to Σ_l 8/(π m² (m² − 4)) X_l, of mean 8/3π at every n. p-value by Imhof's integral over 40 degrees, the rest
-    replaced by its mean: absolute error < 1e-6. Memory n². Size at level 5 %, 6000 simulations: 4.8 % (n = 20), 5.0 % (60).
+    replaced by its mean: absolute error < 1e-6. Memory n².
+    Size at level 5 %, 6000 simulations: 4.8 % (n = 20), 5.0 % (60).
     Sources: Giné 1975, Ann. Stat. 3:1243; Prentice 1978; the expansion is an integral of sines (ours).
     """
     R = _rotations(R)
