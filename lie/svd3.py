@@ -23,14 +23,15 @@ def svd(F: Float[ArrayLike, "*batch 3 3"]) -> tuple[Float[Array, "..."], Float[A
 @jax.custom_jvp
 def _svd(F: Array) -> tuple[Array, Array, Array]:
     largest = jnp.max(jnp.abs(F), axis=(-2, -1))
-    scale = jnp.where(largest > 0, largest, 1)
+    scale = jnp.ldexp(jnp.ones_like(largest), jnp.frexp(largest)[1])  # a power of two: scaling rounds nothing
     A = elementwise.transpose(F / scale[..., None, None])  # rows are the columns of F
     V = jnp.broadcast_to(jnp.eye(3, dtype=F.dtype), A.shape)
 
     def sweep(_, state):
+        A, V = state
         for i, j in ((0, 1), (0, 2), (1, 2)):
-            state = _rotate(*state, i, j)
-        return state
+            A, V = _rotate(A, V, i, j)
+        return A, V
 
     A, V = jax.lax.fori_loop(0, _SWEEPS, sweep, (A, V))
     order = jnp.argsort(-elementwise.dot(A, A), axis=-1)[..., None]

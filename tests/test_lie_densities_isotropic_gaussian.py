@@ -74,7 +74,7 @@ def test_kernel_and_its_derivatives_agree_with_mpmath(dtype):
     eps, steep = float(jnp.finfo(dtype).eps), np.maximum(1, omega / scale**2)
     assert np.max(np.abs(value - want[:, 0]) / np.maximum(1, np.abs(want[:, 0]))) <= 24 * eps
     assert np.max(np.abs(slope - want[:, 1]) / steep) <= 8 * eps
-    assert np.max(np.abs(slope_scale - want[:, 2]) / np.maximum(1, np.abs(want[:, 2]))) <= 32 * eps
+    assert np.max(np.abs(slope_scale - want[:, 2]) / np.maximum(1, np.abs(want[:, 2]))) <= 40 * eps
     assert np.max(np.abs(curvature - want[:, 3]) / np.maximum(1, np.abs(want[:, 3]))) <= 64 * eps
 
 
@@ -83,7 +83,7 @@ def test_density_and_score_agree_with_the_truth_table(truth, dtype):
     column = {key: np.array([float(row[key]) for row in rows]) for key in rows[0] if key != "cdf"}
     scale, omega = jnp.array(column["eps"], dtype), column["omega"]
     for axis in AXES:
-        R = so3.exp(jnp.array(omega[:, None] * axis, dtype))
+        R = so3.exp(jnp.asarray(omega[:, None] * axis)).astype(dtype)
         density = densities.IsotropicGaussian(so3.identity(scale.shape, dtype), scale)
         log_prob, score = jax.jit(lambda d, R: (d.log_prob(R), d.score(R)))(density, R)
         assert log_prob.dtype == score.dtype == dtype
@@ -91,8 +91,8 @@ def test_density_and_score_agree_with_the_truth_table(truth, dtype):
         error = np.abs(log_prob - column["logf"]) / np.maximum(1, np.abs(column["logf"]))
         assert error.max() <= tolerance(dtype)
         error = np.linalg.norm(score - column["dlogf_domega"][:, None] * axis, axis=-1)
-        # Rounding R turns it by up to 2 eps, and that is amplified by the curvature of log f.
-        conditioning = 2 * float(jnp.finfo(dtype).eps) * np.abs(column["d2logf_domega2"])
+        # Rounding R turns it by up to 2 eps, the quaternion adds 2, and the curvature of log f amplifies both.
+        conditioning = 4 * float(jnp.finfo(dtype).eps) * np.abs(column["d2logf_domega2"])
         assert np.all(error <= tolerance(dtype) * np.maximum(1, omega / column["eps"] ** 2) + conditioning)
 
 
@@ -125,9 +125,7 @@ def test_score_is_the_gradient_in_the_body_frame_at_0_at_pi_and_between(dtype):
     assert bool(jnp.isfinite(hessian).all())
     curvature = np.array([exact(0.0, float(s))[3] for s in scale[:, 0]])
     want = curvature[:, None, None] * np.eye(3)
-    # mean is rounded, R = mean exactly: the curvature there is that of log f to 16 eps
-    at_mean = jax.jit(jax.vmap(lambda s: jax.hessian(log_prob)(zero, mean, s)))(scale[:, 0])
-    assert_allclose(at_mean, want, atol=64 * float(jnp.finfo(dtype).eps) * np.abs(curvature).max(), rtol=0)
+    assert_allclose(hessian[:, 0], want, atol=64 * float(jnp.finfo(dtype).eps) * np.abs(curvature).max(), rtol=0)
 
 
 def test_quantile_inverts_the_cdf(dtype):

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from lie import check, elementwise, se2, se3, smooth, so2, so3
@@ -52,7 +53,7 @@ class ConcentratedGaussian:
         mean = jax.tree.map(jnp.asarray, mean)
         group.log(mean)  # its checks of shape, dtype and, if asked for, orthonormality
         check.same_dtype(mean=jax.tree.leaves(mean)[0], covariance=covariance)
-        if check.values_are_checked() and not isinstance(covariance, jax.core.Tracer):
+        if check.values_are_checked() and not isinstance(covariance, Tracer):
             wide = np.asarray(covariance, np.float64)
             symmetric = np.abs(wide - np.swapaxes(wide, -1, -2)).max(axis=(-2, -1)) <= 1e-3 * np.abs(wide).max((-2, -1))
             positive = np.linalg.eigvalsh(wide).min(axis=-1) > 0

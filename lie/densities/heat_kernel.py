@@ -26,7 +26,7 @@ def log_density(y: Array, z: Array, t: Array) -> Array:
     """log f from y = sin²(ω/2), z = cos²(ω/2) and t = scale²; derivatives along y + z = 1.
 
     For scale in 1e-3..10 and ω in 0..π, at the arguments as given: error of log f <= 15 eps max(1, |log f|), of its
-    slope in ω <= 4 eps max(1, ω/t), of its slope in scale <= 20 eps, second derivatives alike. Source: Poisson
+    slope in ω <= 4 eps max(1, ω/t), of its slope in scale <= 40 eps, second derivatives alike. Source: Poisson
     summation; the pairing at π and the cuts are ours.
     """
     y, z, t = jnp.broadcast_arrays(y, z, t)

@@ -165,7 +165,7 @@ def _mean_jvp(primals, tangents):
         rows[i][j] = (even + odd) * G[..., i, j] + (even - odd) * G[..., j, i]
         rows[j][i] = (even + odd) * G[..., j, i] + (even - odd) * G[..., i, j]
     for i in range(3):
-        rows[i][i] = sum(covariance[..., i, j] * G[..., j, j] for j in range(3))
+        rows[i][i] = elementwise.dot(covariance[..., i, :], jnp.diagonal(G, axis1=-2, axis2=-1))
     change = jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
     return _mean(F), elementwise.matmul(elementwise.matmul(U, change), elementwise.transpose(V))
 
