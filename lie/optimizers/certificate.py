@@ -57,7 +57,7 @@ def certify(graph: pose_graph.PoseGraph, poses: se3.Pose, tolerance: float = 1e-
     return Certificate(value, bound, smallest, smallest >= -tolerance)
 
 
-def _smallest_eigenvalue(matrix: scipy.sparse.csc_matrix, eliminated: int, tolerance: float) -> float:
+def _smallest_eigenvalue(matrix: Any, eliminated: int, tolerance: float) -> float:
     """Of the Schur complement that is left when the first `eliminated` unknowns are eliminated."""
     size = matrix.shape[0]
     kept = size - eliminated
