@@ -49,6 +49,8 @@ class Linearisation(NamedTuple):
 
 
 class Variable(NamedTuple):
+    """One batch of elements and where its scalar unknowns lie."""
+
     name: str | None
     group: Any
     element: Any

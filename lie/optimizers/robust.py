@@ -22,10 +22,12 @@ class Huber:
         _require_positive(self.scale)
 
     def value(self, squared: Array) -> Array:
+        """ρ(s) of squared residuals, any shape."""
         k = _scale(self.scale, squared)
         return jnp.where(squared <= k * k, squared, 2 * k * jnp.sqrt(jnp.maximum(squared, k * k)) - k * k)
 
     def weight(self, squared: Array) -> Array:
+        """ρ'(s), 1 at s = 0."""
         k = _scale(self.scale, squared)
         return k / jnp.sqrt(jnp.maximum(squared, k * k))
 
@@ -41,10 +43,12 @@ class Cauchy:
         _require_positive(self.scale)
 
     def value(self, squared: Array) -> Array:
+        """ρ(s) of squared residuals, any shape."""
         k = _scale(self.scale, squared)
         return k * k * jnp.log1p(squared / (k * k))
 
     def weight(self, squared: Array) -> Array:
+        """ρ'(s), 1 at s = 0."""
         k = _scale(self.scale, squared)
         return 1 / (1 + squared / (k * k))
 
@@ -60,10 +64,12 @@ class GemanMcClure:
         _require_positive(self.scale)
 
     def value(self, squared: Array) -> Array:
+        """ρ(s) of squared residuals, any shape."""
         k = _scale(self.scale, squared)
         return squared / (1 + squared / (k * k))
 
     def weight(self, squared: Array) -> Array:
+        """ρ'(s), 1 at s = 0."""
         k = _scale(self.scale, squared)
         return 1 / (1 + squared / (k * k)) ** 2
 
@@ -79,11 +85,13 @@ class Tukey:
         _require_positive(self.scale)
 
     def value(self, squared: Array) -> Array:
+        """ρ(s) of squared residuals, any shape."""
         k = _scale(self.scale, squared)
         u = jnp.minimum(squared / (k * k), 1)
         return k * k * u * (1 - u + u * u / 3)
 
     def weight(self, squared: Array) -> Array:
+        """ρ'(s), 1 at s = 0."""
         k = _scale(self.scale, squared)
         return (1 - jnp.minimum(squared / (k * k), 1)) ** 2
 
