@@ -190,7 +190,7 @@ def _initial(hidden: int, edge_features: int) -> dict[str, tuple[tuple[int, ...]
 
 
 def _uniform(rngs: nnx.Rngs, shape: tuple[int, ...], bound: float) -> Array:
-    return jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
+    return jax.random.uniform(rngs.params(), shape, jnp.float32, minval=-bound, maxval=bound)
 
 
 def _like(name: str, a: Array, shape: tuple[int, ...]) -> Array:

@@ -24,7 +24,8 @@ class RadialField(nnx.Module):
 
     def __init__(self, edge_features: int = 2, *, hidden: int = 64, layers: int = 4, rngs: nnx.Rngs) -> None:
         def uniform(shape: tuple[int, ...], bound: float) -> nnx.Param:
-            return nnx.Param(jax.random.uniform(rngs.params(), (layers, *shape), minval=-bound, maxval=bound))
+            full = (layers, *shape)
+            return nnx.Param(jax.random.uniform(rngs.params(), full, jnp.float32, minval=-bound, maxval=bound))
 
         fan_in = 1 + edge_features
         self.pair = uniform((fan_in, hidden), 1 / math.sqrt(fan_in))
