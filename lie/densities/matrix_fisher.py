@@ -201,7 +201,8 @@ def _invert(d: Array) -> tuple[Array, Array, Array]:
         r, covariance = residual(s)
         move = _solve(covariance, r)
         decrement = jnp.sqrt(2 * jnp.maximum(jnp.sum(move * r, axis=-1, keepdims=True), 0))
-        s = s + move * jnp.where(decrement > 0.5, 1 / (1 + decrement), 1)
+        moved = s + move * jnp.where(decrement > 0.5, 1 / (1 + decrement), 1)
+        s = jnp.where(jnp.all(jnp.isfinite(moved), axis=-1, keepdims=True), moved, s)  # no maximum: s runs to infinity
         error = jnp.max(jnp.abs(residual(s)[0]) / jnp.maximum(wanted, tiny), axis=-1)
         return s, error, steps + 1
 
