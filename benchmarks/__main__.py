@@ -90,12 +90,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for metric in load(found[name]).measure(options):
                 results[name].append(metric)
                 print(line(metric, baseline.get(name, {}).get(metric.name)), flush=True)
+                if chosen.save:
+                    gate.save({name: [metric]}, machine)  # at once: a long run that is cut off keeps what it measured
         except harness.Missing as reason:
             blocked[name] = str(reason)
             print(f"  not run: {reason}", flush=True)
 
-    if chosen.save:
-        gate.save(results, machine)
     if chosen.json:
         records = {name: [gate.as_record(metric) for metric in metrics] for name, metrics in results.items()}
         chosen.json.write_text(json.dumps({"machine": machine, "metrics": records}, indent=2) + "\n")
