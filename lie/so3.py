@@ -80,8 +80,8 @@ def adjoint(R: Float[ArrayLike, "*batch 3 3"]) -> Float[Array, "*batch 3 3"]:
 def left_jacobian(omega: Float[ArrayLike, "*batch 3"]) -> Float[Array, "*batch 3 3"]:
     """J_l with exp(ω + δ) = exp(J_l δ) exp(ω) to first order: (sin θ/θ) I + c₂ ω̂ + c₃ ω ωᵀ, any θ."""
     omega = check.array("omega", omega, 3)
-    _, *coefficients = smooth.stumpff_family(4, elementwise.dot(omega, omega))
-    return isotropic(*coefficients, omega)
+    _, c1, c2, c3 = smooth.stumpff_family(4, elementwise.dot(omega, omega))
+    return isotropic(c1, c2, c3, omega)
 
 
 def right_jacobian(omega: Float[ArrayLike, "*batch 3"]) -> Float[Array, "*batch 3 3"]:

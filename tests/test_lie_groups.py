@@ -33,7 +33,8 @@ def tangents(G, shape, dtype, seed=0, size=0.8):
 
 def points(name, shape, dtype):
     if name == "product":
-        return (points("so3", shape, dtype), points("euclidean", shape, dtype)[..., :2], points("se2", shape, dtype))
+        so3_part, plane = points("so3", shape, dtype), points("se2", shape, dtype)
+        return so3_part, plane, plane
     return np.random.default_rng(7).normal(size=(*shape, POINTS[name])).astype(dtype)
 
 
