@@ -107,9 +107,9 @@ def _turn_about_x(degree: int) -> np.ndarray:
     for k in range(degree + 1):
         vector = vectors[:, np.rint(eigenvalues) == k]
         projector = vector @ vector.conj().T
-        spectrum[k] = projector.real if k == 0 else 2 * projector.real
+        spectrum[k] = np.real(projector) * (1 if k == 0 else 2)
         if k > 0:
-            spectrum[degree + k] = 2 * projector.imag
+            spectrum[degree + k] = 2 * np.imag(projector)
     return spectrum
 
 

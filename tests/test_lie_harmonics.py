@@ -61,7 +61,7 @@ def test_values_to_degree_20_at_the_poles_and_everywhere(normalize, dtype):
         [float(mpmath.mpf(float(a)) - b) for a, b in zip(row, exact(point, 20, normalize), strict=True)]
         for row, point in zip(ours, x, strict=True)
     ]
-    error = np.abs(difference) / peak(20) / jnp.finfo(dtype).eps
+    error = np.abs(difference) / peak(20) / float(jnp.finfo(dtype).eps)
     assert error[:, :25].max() <= 3
     assert error[:, : 13**2].max() <= 8
     assert error.max() <= 12
@@ -85,7 +85,9 @@ def test_harmonics_turn_as_wigner_says(dtype):
     for improper in (R, -R):
         turned = harmonics.evaluate(so3.act(R, x) * (1 if improper is R else -1), 6)
         expected = jnp.einsum("ij,nj->ni", wigner.d_all(improper, 6), harmonics.evaluate(x, 6))
-        assert_allclose(turned, expected, rtol=0, atol=100 * jnp.finfo(dtype).eps)  # 13 terms, |Y| <= 3.6, D to 8 eps
+        assert_allclose(
+            turned, expected, rtol=0, atol=100 * float(jnp.finfo(dtype).eps)
+        )  # 13 terms, |Y| <= 3.6, D to 8 eps
 
 
 def test_zero_vector(dtype):
@@ -99,7 +101,9 @@ def test_zero_vector(dtype):
     assert not np.asarray(jacobian[0]).any()
     assert not np.asarray(hessian[0]).any()
     solid = jax.jacfwd(lambda x: harmonics.evaluate(x, 3, False))(x[0])
-    assert_allclose(solid, np.pad(math.sqrt(3) * np.eye(3), ((1, 12), (0, 0))), rtol=0, atol=2 * jnp.finfo(dtype).eps)
+    assert_allclose(
+        solid, np.pad(math.sqrt(3) * np.eye(3), ((1, 12), (0, 0))), rtol=0, atol=2 * float(jnp.finfo(dtype).eps)
+    )
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-15, 1e15, 1e18])
@@ -147,10 +151,10 @@ def test_large_batches_go_in_pieces_and_agree(dtype):
     function = jax.jit(lambda x: harmonics.evaluate(x, 7))
     some = np.arange(0, rows, 997)
     expected = function(x.reshape(-1, 3)[some])
-    assert_allclose(function(x).reshape(rows, -1)[some], expected, rtol=0, atol=8 * jnp.finfo(dtype).eps)
+    assert_allclose(function(x).reshape(rows, -1)[some], expected, rtol=0, atol=8 * float(jnp.finfo(dtype).eps))
     gradient = jax.jit(jax.grad(lambda x: jnp.sum(harmonics.evaluate(x, 7) ** 3)))
     whole, part = gradient(x).reshape(rows, 3)[some], gradient(x.reshape(-1, 3)[some])
-    assert_allclose(whole, part, rtol=0, atol=64 * jnp.finfo(dtype).eps * np.abs(part).max())
+    assert_allclose(whole, part, rtol=0, atol=64 * float(jnp.finfo(dtype).eps) * np.abs(part).max())
 
 
 def test_the_rule_leaves_the_value_alone(dtype):
@@ -158,7 +162,7 @@ def test_the_rule_leaves_the_value_alone(dtype):
     value, _ = jax.jvp(lambda x: harmonics.evaluate(x, 4), (x,), (jnp.ones_like(x),))
     assert_allclose(value, harmonics.evaluate(x, 4), rtol=0, atol=0)
     mapped = jax.vmap(lambda x: harmonics.evaluate(x, 4))(x)
-    assert_allclose(mapped, value, rtol=0, atol=4 * jnp.finfo(dtype).eps)
+    assert_allclose(mapped, value, rtol=0, atol=4 * float(jnp.finfo(dtype).eps))
 
 
 def test_narrow_dtypes_stay_narrow():

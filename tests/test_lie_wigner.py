@@ -58,7 +58,7 @@ def test_d_equals_the_exponential_of_the_generators(degree, dtype):
     ours = wigner.d(rotations(omegas, dtype), degree)
     assert ours.dtype == dtype
     # so3.exp is good to 6.5 eps, an error of angle counts l times in D_l
-    bound = (8 + 3 * degree) * jnp.finfo(dtype).eps
+    bound = (8 + 3 * degree) * float(jnp.finfo(dtype).eps)
     assert_allclose(ours, np.stack([exact(omega, degree) for omega in omegas]), rtol=0, atol=bound)
 
 
@@ -83,8 +83,8 @@ def test_basis_is_that_of_e3nn(degree):
 
 def test_degree_one_is_the_rotation_itself(dtype):
     R = so3.sample((20,), dtype, key=jax.random.key(3))
-    assert_allclose(wigner.d(R, 1), R, rtol=0, atol=4 * jnp.finfo(dtype).eps)
-    assert_allclose(wigner.d(-R, 1), -R, rtol=0, atol=4 * jnp.finfo(dtype).eps)
+    assert_allclose(wigner.d(R, 1), R, rtol=0, atol=4 * float(jnp.finfo(dtype).eps))
+    assert_allclose(wigner.d(-R, 1), -R, rtol=0, atol=4 * float(jnp.finfo(dtype).eps))
 
 
 def test_a_reflection_acts_as_the_degree_parity(dtype):
@@ -99,7 +99,7 @@ def test_d_all_holds_every_degree(dtype):
     whole = wigner.d_all(R, 4)
     expected = scipy.linalg.block_diag(*[wigner.d(R, degree)[0, 1] for degree in range(5)])
     assert whole.shape == (2, 3, 25, 25)
-    assert_allclose(whole[0, 1], expected, rtol=0, atol=8 * jnp.finfo(dtype).eps)
+    assert_allclose(whole[0, 1], expected, rtol=0, atol=8 * float(jnp.finfo(dtype).eps))
 
 
 @pytest.mark.parametrize("degree", [1, 2, 6])
@@ -134,8 +134,8 @@ def test_the_rule_leaves_the_value_alone_and_neighbours_too(dtype):
     assert_allclose(value, wigner.d(R, 3), rtol=0, atol=0)
     assert np.isfinite(slope).all()
     alone = jnp.stack([wigner.d(one, 3) for one in R])
-    assert_allclose(value, alone, rtol=0, atol=4 * jnp.finfo(dtype).eps)
-    assert_allclose(jax.jit(jax.vmap(lambda R: wigner.d(R, 3)))(R), value, rtol=0, atol=4 * jnp.finfo(dtype).eps)
+    assert_allclose(value, alone, rtol=0, atol=4 * float(jnp.finfo(dtype).eps))
+    assert_allclose(jax.jit(jax.vmap(lambda R: wigner.d(R, 3)))(R), value, rtol=0, atol=4 * float(jnp.finfo(dtype).eps))
 
 
 @pytest.mark.parametrize("narrow", [jnp.bfloat16, jnp.float16])
