@@ -168,7 +168,8 @@ def test_project_is_as_exact_as_its_condition_allows(dtype, singular_values):
 
 def test_derivative_of_projection(dtype):
     """dR = R ω̂ with the ω of R exp(εω) closest to M + ε dM, by differences of the float64 projection."""
-    M, M_dot = singular_matrices(dtype, (3, 2, -1)), singular_matrices(dtype, (1, 0.7, 0.1), seed=5)
+    M = jnp.asarray(singular_matrices(dtype, (3, 2, -1)))
+    M_dot = jnp.asarray(singular_matrices(dtype, (1, 0.7, 0.1), seed=5))
     _, found = jax.jvp(so3.project, (M,), (M_dot,))
     wide, step = jnp.asarray(M, jnp.float64), 1e-5 * jnp.asarray(M_dot, jnp.float64)
     true = (so3.project(wide + step) - so3.project(wide - step)) / 2e-5
