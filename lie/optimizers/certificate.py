@@ -48,7 +48,8 @@ def certify(graph: pose_graph.PoseGraph, poses: se3.Pose, tolerance: float = 1e-
     gradient = np.asarray(data @ stacked)[n:].reshape(n, 3, 3)
     multipliers = gradient @ np.swapaxes(Y, -1, -2)
     multipliers = (multipliers + np.swapaxes(multipliers, -1, -2)) / 2
-    lagrangian = scipy.sparse.block_diag([scipy.sparse.csc_matrix((n, n)), scipy.sparse.block_diag(multipliers)])
+    blocks = scipy.sparse.bsr_matrix((multipliers, np.arange(n), np.arange(n + 1)))
+    lagrangian = scipy.sparse.block_diag([scipy.sparse.csc_matrix((n, n)), blocks])
     # The first translation is pinned: shifting all of them changes nothing, and the rest is positive definite.
     dual: Any = scipy.sparse.csc_matrix(data - lagrangian)
     smallest = _smallest_eigenvalue(dual[1:, 1:], n - 1, tolerance)
