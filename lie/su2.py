@@ -103,12 +103,13 @@ def retract(q: Float[ArrayLike, "*#batch 4"], omega: Float[ArrayLike, "*#batch 3
 
 
 def local(q1: Float[ArrayLike, "*#batch 4"], q2: Float[ArrayLike, "*#batch 4"]) -> Float[Array, "... 3"]:
-    """log(q1⁻¹ q2), |ω| <= 2π: the body-frame step from q1 to q2, the inverse of `retract`."""
+    """log(q1⁻¹ q2), |ω| <= 2π: the step from q1 to q2, the inverse of `retract`; exactly 0 where q1 equals q2."""
     q1, q2 = check.array("q1", q1, 4), check.array("q2", q2, 4)
     check.same_dtype(q1=q1, q2=q2)
     _check_unit("q1", q1)
     _check_unit("q2", q2)
-    return _log(_multiply(inverse(q1), q2))
+    # 1 + q1⁻¹ (q2 − q1): exactly 1 where q1 = q2, which q1⁻¹ q2 is not once the compiler fuses multiply and add.
+    return _log(_multiply(inverse(q1), q2 - q1) + np.array([1, 0, 0, 0], q1.dtype))
 
 
 def distance(q1: Float[ArrayLike, "*#batch 4"], q2: Float[ArrayLike, "*#batch 4"]) -> Float[Array, "..."]:
