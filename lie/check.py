@@ -6,9 +6,9 @@ was and what was expected.
 
 import os
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike
 
 
@@ -31,8 +31,8 @@ def array(name: str, x: ArrayLike, *trailing: int | None) -> Array:
         ) from error
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
-            f"{name}: expected a floating-point array with shape {_spell(trailing)}, got {x.dtype} with shape {x.shape}; "
-            f"convert it, for example {name}.astype(jnp.float32)"
+            f"{name}: expected a floating-point array with shape {_spell(trailing)}, got {x.dtype} with shape {x.shape}"
+            f"; convert it, for example {name}.astype(jnp.float32)"
         )
     sizes = x.shape[x.ndim - len(trailing) :] if x.ndim >= len(trailing) else None
     if sizes is None or any(want is not None and have != want for have, want in zip(sizes, trailing, strict=True)):
@@ -51,7 +51,7 @@ def same_dtype(**arrays: Array) -> None:
 
 def rotation(name: str, R: Array) -> None:
     """Under HAAR_CHECK=1: raises ValueError unless R^T R = I and det R = +1 to 64 eps (orthogonal, right-handed)."""
-    if values_are_checked() and not isinstance(R, jax.core.Tracer):
+    if values_are_checked() and not isinstance(R, Tracer):
         wide, tolerance = np.asarray(R, np.float64), 64 * float(jnp.finfo(R.dtype).eps)
         defect = np.abs(np.swapaxes(wide, -1, -2) @ wide - np.eye(wide.shape[-1])).max(initial=0.0)
         if not defect <= tolerance:
@@ -74,7 +74,7 @@ def degree(name: str, value: int) -> int:
 
 def require(name: str, holds: Array, expectation: str) -> None:
     """Under HAAR_CHECK=1: raises ValueError if any entry of the concrete boolean array `holds` is false."""
-    if values_are_checked() and not isinstance(holds, jax.core.Tracer) and not bool(np.asarray(holds).all()):
+    if values_are_checked() and not isinstance(holds, Tracer) and not bool(np.asarray(holds).all()):
         bad = np.argwhere(~np.atleast_1d(np.asarray(holds)))
         raise ValueError(
             f"{name}: expected {expectation}; {len(bad)} entries are not, the first at index {tuple(bad[0].tolist())}"

@@ -6,7 +6,6 @@ import zlib
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import mpmath
 import numpy as np
 import pytest
@@ -348,16 +347,8 @@ def test_axis_and_angle_broadcast():
     assert charts.matrix_from_axis_angle(axis.astype(jnp.float32), 0.5).dtype == jnp.float32
 
 
-@pytest.fixture
-def unannotated():
-    """Our own checks alone, as users have them who do not set HAAR_CHECK: jaxtyping would speak first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
 @pytest.mark.parametrize("name", TO_MATRIX)
-def test_bad_input_is_named(name, unannotated):
+def test_bad_input_is_named(name, own_checks):
     to_matrix, size = TO_MATRIX[name]
     if name != "svd":
         with pytest.raises(ValueError, match=r"expected shape \(\.\.\., \d\), got \(2, "):

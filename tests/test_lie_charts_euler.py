@@ -4,7 +4,6 @@ import itertools
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
@@ -126,16 +125,8 @@ def test_short_sequences_are_single_turns():
         assert np.abs(charts.matrix_from_euler(angles, sequence) - truth).max() <= 1e-15
 
 
-@pytest.fixture
-def unannotated():
-    """Our own checks alone, as users have them who do not set HAAR_CHECK: jaxtyping would speak first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
 @pytest.mark.parametrize("sequence", ["xx", "xyy", "xYz", "abc", "", "xyzx", "w", None])
-def test_bad_sequences_are_named(sequence, unannotated):
+def test_bad_sequences_are_named(sequence, own_checks):
     with pytest.raises(ValueError, match="sequence: expected one to three letters"):
         charts.matrix_from_euler(jnp.zeros(3), sequence)
     with pytest.raises(ValueError, match="sequence: expected three letters"):

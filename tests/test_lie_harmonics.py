@@ -6,7 +6,6 @@ import e3nn_jax
 import jax
 import jax.export
 import jax.numpy as jnp
-import jaxtyping
 import mpmath
 import numpy as np
 import pytest
@@ -253,15 +252,7 @@ def test_everything_exports_for_every_platform():
         assert exported.platforms == tuple(platforms)
 
 
-@pytest.fixture
-def unannotated():
-    """Our own checks alone, as users have them who do not set HAAR_CHECK: jaxtyping would speak first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
-def test_bad_input_is_named(unannotated):
+def test_bad_input_is_named(own_checks):
     with pytest.raises(ValueError, match=r"x: expected shape \(\.\.\., 3\), got \(2, 4\)"):
         harmonics.evaluate(jnp.ones((2, 4)), 2)
     with pytest.raises(TypeError, match="x: expected a floating-point array"):

@@ -4,7 +4,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import mpmath
 import numpy as np
 import pytest
@@ -202,21 +201,17 @@ def test_axes_broadcast_and_dtypes_stay():
     assert_array_equal(sphere.normalize(jnp.zeros((2, 3))), [[1, 0, 0], [1, 0, 0]])
 
 
-def test_bad_input_is_named():
-    jaxtyping.config.update("jaxtyping_disable", True)  # our own checks alone, as users have them
-    try:
-        pole = jnp.array([0.0, 0.0, 1.0])
-        with pytest.raises(ValueError, match=r"y: expected shape \(\.\.\., 3\) as x, got \(4,\)"):
-            sphere.log(pole, jnp.ones(4) / 2)
-        with pytest.raises(ValueError, match=r"x: expected shape \(\.\.\., n \+ 1\)"):
-            sphere.normalize(jnp.ones(1))
-        with pytest.raises(TypeError, match="x: expected a floating-point array"):
-            sphere.log(jnp.array([0, 0, 1]), pole)
-        with pytest.raises(TypeError, match="expected one dtype"):
-            sphere.log(pole, pole.astype(jnp.float32))
-        with pytest.raises(ValueError, match="y: expected unit vectors"):
-            sphere.distance(pole, 2 * pole)
-        with pytest.raises(ValueError, match="v: expected only finite values"):
-            sphere.exp(pole, jnp.nan * pole)
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+def test_bad_input_is_named(own_checks):
+    pole = jnp.array([0.0, 0.0, 1.0])
+    with pytest.raises(ValueError, match=r"y: expected shape \(\.\.\., 3\) as x, got \(4,\)"):
+        sphere.log(pole, jnp.ones(4) / 2)
+    with pytest.raises(ValueError, match=r"x: expected shape \(\.\.\., n \+ 1\)"):
+        sphere.normalize(jnp.ones(1))
+    with pytest.raises(TypeError, match="x: expected a floating-point array"):
+        sphere.log(jnp.array([0, 0, 1]), pole)
+    with pytest.raises(TypeError, match="expected one dtype"):
+        sphere.log(pole, pole.astype(jnp.float32))
+    with pytest.raises(ValueError, match="y: expected unit vectors"):
+        sphere.distance(pole, 2 * pole)
+    with pytest.raises(ValueError, match="v: expected only finite values"):
+        sphere.exp(pole, jnp.nan * pole)

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 import scipy.optimize
@@ -266,15 +265,7 @@ def test_averages_and_regions_export():
     assert all(x.dtype == jnp.float32 for x in exported.out_avals)
 
 
-@pytest.fixture
-def unannotated():
-    """Our own checks alone, as users have them who do not set HAAR_CHECK: jaxtyping would speak first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
-def test_arguments_are_checked(unannotated):
+def test_arguments_are_checked(own_checks):
     samples = so3.sample((5,), jnp.float64, key=jax.random.key(0))
     with pytest.raises(ValueError, match=r"weights: expected shape \(5,\)"):
         statistics.frechet_mean(so3, samples, jnp.ones(4))

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 import scipy.integrate
@@ -155,15 +154,7 @@ def test_tests_export():
     assert all(x.dtype == jnp.float32 for x in exported.out_avals)
 
 
-@pytest.fixture
-def unannotated():
-    """Our own checks alone, as users have them who do not set HAAR_CHECK: jaxtyping would speak first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
-def test_arguments_are_checked(unannotated):
+def test_arguments_are_checked(own_checks):
     R = uniform((5,))
     with pytest.raises(ValueError, match=r"R: expected shape \(n >= 1, ..., 3, 3\), got \(3, 3\)"):
         statistics.rayleigh(R[0])
