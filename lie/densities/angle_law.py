@@ -57,12 +57,12 @@ def quantile(u: Array, t: Array) -> Array:
     def step(_, state):
         omega, low, high = state
         below, above = _masses(omega, t)
-        p = jnp.maximum(density(omega, t), jnp.finfo(u.dtype).tiny)
+        p = density(omega, t)
         # Newton's method on F^(1/3), nearly linear at 0, or on arsinh((1 − F)/bend), nearly linear in a Gaussian tail
         # and at π: the tail is that of a sinh, bend = p(π) t/π.
-        from_zero = 3 * (jnp.cbrt(u) * jnp.cbrt(below) ** 2 - below) / p
+        from_zero = smooth.divide(3 * (jnp.cbrt(u) * jnp.cbrt(below) ** 2 - below), p, math.inf)
         change = jnp.arcsinh(above / bend) - jnp.arcsinh((1 - u) / bend)
-        from_tail = change * jnp.hypot(above, bend) / p
+        from_tail = smooth.divide(change * jnp.hypot(above, bend), p, math.inf)  # infinite: the bracket is halved
         too_far = jnp.where(lower_half, below >= u, above <= 1 - u)
         low, high = jnp.where(too_far, low, omega), jnp.where(too_far, omega, high)
         move = jnp.where(lower_half, from_zero, from_tail)
