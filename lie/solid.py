@@ -1,25 +1,24 @@
-"""Solid harmonics: the harmonic polynomials r^l Y_lm, degree by degree, stable at the poles and at the origin.
+"""Solid harmonics: the harmonic polynomials r^l Y_lm, each a product over its nodal planes and cones.
 
-With the polar axis y, ρ² = x² + z² and (z + ix)^m = c_m + i s_m, the harmonic of degree l and order m is F_l^m(y, ρ²)
-times c_m, of order −m times s_m. Degree l follows from degree l − 1 by Euler's identity l F = (x·∇)F:
-    l F_l^m = (l + m) y F_{l−1}^m − ½ ρ² F_{l−1}^{m+1} + ½ (l + m)(l + m − 1) F_{l−1}^{m−1}   (unnormalised).
-It needs no r², which the usual three-term recursion does, and with it amplifies the rounding of r² by l² at the poles.
+With the polar axis y and ρ² = x² + z², a real harmonic vanishes on planes through the axis and on cones about it, so it
+is a product of at most three of x, y, z and of quadratic factors a x² + b y² + c z²:
+    cone at height cos β of the unit sphere:  sin²β y² − cos²β ρ²;    pair of planes at azimuth ±φ:  sin²φ z² − cos²φ x².
+Every factor is exact to a few eps of its own terms, also at the poles, where recursions in y and r² amplify the rounding
+of r² by l²; and one fused loop evaluates all orders, with the factors' coefficients along the processor's lanes.
 """
 
 import math
-from collections.abc import Callable
+from decimal import Decimal, localcontext
 from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
 from lie import smooth
-
-# On a CPU a large batch runs in pieces whose temporaries stay in the second-level cache: whole-batch temporaries are
-# fresh pages at every call, and the page faults cost 2 to 5 times the arithmetic. Entries of output per piece:
-_PIECE = 170_000
 
 
 def values(x: Float[Array, "batch 3"], max_degree: int, normalize: bool) -> Float[Array, "batch orders"]:
@@ -29,124 +28,115 @@ def values(x: Float[Array, "batch 3"], max_degree: int, normalize: bool) -> Floa
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _values(max_degree: int, normalize: bool, x: Array) -> Array:
-    def columns(x):
-        return jnp.concatenate(_degrees(x, max_degree, normalize))
-
-    return _in_pieces(columns, (max_degree + 1) ** 2, x)
+    u = _direction(x) if normalize else x
+    x, y, z = (u[:, i : i + 1] for i in range(3))
+    y_free, y_slope, free, x_slope, z_slope, xz_slope = (row.astype(u.dtype) for row in _linear_factors(max_degree))
+    value = (y_free + y_slope * y) * (free + x_slope * x + z_slope * z + xz_slope * (x * z))
+    for row in _quadratic_factors(max_degree):
+        a, b, c, d = row.astype(u.dtype)
+        value = value * (a * (x * x) + b * (y * y) + c * (z * z) + d)
+    if normalize:
+        # a unit vector in floating point is too long by 1 + excess/2, and degree l by the l-th power of that
+        half_degrees = np.repeat(np.arange(max_degree + 1) / 2, 2 * np.arange(max_degree + 1) + 1)
+        value = value * (1 - half_degrees.astype(u.dtype) * _excess(u))
+    return value
 
 
 @_values.defjvp
 def _values_jvp(max_degree, normalize, primals, tangents):
     (x,), (x_dot,) = primals, tangents
-
-    # Recomputing the lower degrees is cheaper than storing them, so only x is kept for the backward pass.
-    @partial(jax.checkpoint, prevent_cse=False)
-    def columns(x, x_dot):
-        u, u_dot = jax.jvp(_direction, (x,), (x_dot,)) if normalize else (x, x_dot)
-        return jnp.concatenate(_slopes(u, u_dot, max_degree))
-
-    return _values(max_degree, normalize, x), _in_pieces(columns, (max_degree + 1) ** 2, x, x_dot)
+    value = _values(max_degree, normalize, x)
+    u_dot = jax.jvp(_direction, (x,), (x_dot,))[1] if normalize else x_dot
+    return value, _third_p.bind(u_dot, value, missing="upper", max_degree=max_degree)
 
 
 _compiled_values = jax.jit(_values, static_argnums=(0, 1))  # outside jit: one compilation, not one per operation
 
 
-def _in_pieces(columns: Callable[..., Array], orders: int, *rows: Array) -> Array:
-    """`columns` of the rows: (batch, 3) each -> (batch, orders).
-
-    `columns` itself goes from (3, batch) to (orders, batch): the batch lies along the processor's lanes.
-    """
-
-    def whole(*rows):
-        return columns(*(row.T for row in rows)).T
-
-    def piecewise(*rows):
-        cut = [jnp.pad(row, ((0, pieces * size - batch), (0, 0))).reshape(pieces, size, 3) for row in rows]
-        result = jax.lax.map(lambda piece: whole(*piece), tuple(cut)).reshape(pieces * size, orders)
-        return result if pieces * size == batch else result[:batch]
-
-    batch = rows[0].shape[0]
-    pieces, size = _cut(batch, max(64, _PIECE // orders))
-    if pieces < 3:
-        return whole(*rows)
-    return jax.lax.platform_dependent(*rows, cpu=piecewise, default=whole)
-
-
-@cache
-def _cut(batch: int, largest: int) -> tuple[int, int]:
-    """(pieces, size) with size <= largest; without a remainder if that takes at most twice as many pieces."""
-    fewest = -(-batch // largest)
-    for pieces in range(fewest, 2 * fewest + 1):
-        if pieces and batch % pieces == 0:
-            return pieces, batch // pieces
-    return fewest, -(-batch // max(fewest, 1))
-
-
 def _direction(x: Array) -> Array:
-    """x/|x| along the first axis; 0 with zero derivatives at 0."""
+    """x/|x| along the last axis; 0 with zero derivatives at 0."""
     pole = jnp.array([0, 1, 0], x.dtype)  # never seen: it keeps the division finite where x = 0
-    return jnp.where(jnp.any(x != 0, axis=0), smooth.direction(x.T, pole).T, 0)
-
-
-def _degrees(x: Array, max_degree: int, normalize: bool) -> list[Array]:
-    """Blocks (2l + 1, batch) for l = 0..max_degree at x (3, batch)."""
-    u = _direction(x) if normalize else x
-    ones, zeros = jnp.ones_like(u[:1]), jnp.zeros_like(u[:1])
-    y, rho_squared = u[1:2], u[:1] * u[:1] + u[2:] * u[2:]
-    phases = _phases(u, max_degree)
-    excess = _excess(u) if normalize else None
-    factor, blocks = ones, [ones]
-    for l in range(1, max_degree + 1):
-        same, above, below = (column.astype(x.dtype)[:, None] for column in _recursion(l))
-        grown = same[:l] * y * factor
-        if l > 1:
-            grown = grown + above[:l] * rho_squared * jnp.concatenate([factor[1:], zeros])
-            grown = grown + below[:l] * jnp.concatenate([zeros, factor[:-1]])
-        factor = jnp.concatenate([grown, below[l] * factor[-1:]])
-        # a unit vector in floating point is too long by 1 + excess/2, and degree l by the l-th power of that
-        exact = factor if excess is None else factor * (1 - l / 2 * excess)
-        blocks.append(jnp.concatenate([exact[:0:-1], exact]) * phases[max_degree - l : max_degree + l + 1])
-    return blocks
-
-
-def _phases(u: Array, max_degree: int) -> Array:
-    """(s_L, ..., s_1, 1, c_1, ..., c_L) with c_m + i s_m = (z + ix)^m, by repeated doubling."""
-    cosines, sines = u[2:], u[:1]
-    while cosines.shape[0] < max_degree:
-        c, s = cosines[-1:], sines[-1:]
-        cosines, sines = (
-            jnp.concatenate([cosines, cosines * c - sines * s]),
-            jnp.concatenate([sines, sines * c + cosines * s]),
-        )
-    return jnp.concatenate([sines[:max_degree][::-1], jnp.ones_like(u[:1]), cosines[:max_degree]])
+    return jnp.where(jnp.any(x != 0, axis=-1, keepdims=True), smooth.direction(x, pole), 0)
 
 
 def _excess(u: Array) -> Array:
     """|u|² − 1 for a rounded unit vector, to a fraction of an ulp: squares of half-length heads are exact; 0 at 0."""
     head = jax.lax.reduce_precision(u, *_HALF_LENGTH[u.dtype.itemsize])
     squares, rest = head * head, (u - head) * (u + head)
-    excess = ((squares[:1] - 1) + squares[1:2] + squares[2:]) + (rest[:1] + rest[1:2] + rest[2:])
+    excess = ((squares[:, :1] - 1) + squares[:, 1:2] + squares[:, 2:]) + (rest[:, :1] + rest[:, 1:2] + rest[:, 2:])
     return jax.lax.stop_gradient(jnp.where(excess > -0.5, excess, 0))
 
 
 _HALF_LENGTH = {4: (8, 11), 8: (11, 25)}  # exponent and mantissa bits of a head whose square is exact, by item size
 
 
-def _slopes(u: Array, u_dot: Array, max_degree: int) -> list[Array]:
-    """Blocks of (u̇·∇)R: the gradient of a harmonic polynomial is made of harmonics one degree lower."""
-    padding = ((2, 2), (0, 0))
-    blocks = [jnp.zeros_like(u[:1])]
-    for l, lower in enumerate(_degrees(u, max_degree - 1, False) if max_degree else [], start=1):
-        slope_x, slope_y, slope_z = (table.astype(u.dtype) for table in _gradient(l))
-        padded = jnp.pad(lower, padding)
-        mirrored = padded[::-1]
-        here, before, after = (slice(start, start + 2 * l + 1) for start in (1, 0, 2))
-        blocks.append(
-            u_dot[:1] * (slope_x[0][:, None] * mirrored[before] + slope_x[1][:, None] * mirrored[after])
-            + u_dot[1:2] * (slope_y[:, None] * padded[here])
-            + u_dot[2:] * (slope_z[0][:, None] * padded[before] + slope_z[1][:, None] * padded[after])
-        )
-    return blocks
+def _third(missing: str, first: Array, second: Array, max_degree: int) -> Array:
+    """From two of lower (batch, orders), direction (batch, 3), upper (batch, orders), the cofactor of the third in
+    Σ size · upper[k] direction[axis] lower[j], the derivative of harmonics in a direction paired with a cotangent.
+    """
+    sides = [side for side in _SIDES if side != missing]
+    pair = {side: array.T for side, array in zip(sides, (first, second), strict=True)}
+    columns = [[] for _ in range(3 if missing == "direction" else len(first.T))]
+    for size, places in _slopes(max_degree):
+        one, other = (pair[side][places[side]] for side in sides)
+        columns[places[missing]].append(size * (one * other))
+    zero = jnp.zeros_like(first[:, 0])
+    return jnp.stack([_sum(terms) if terms else zero for terms in columns], axis=-1)
+
+
+def _sum(terms: list[Array]) -> Array:
+    """Pairwise: short chains of additions, which the processor overlaps."""
+    half = len(terms) // 2
+    return terms[0] if half == 0 else _sum(terms[:half]) + _sum(terms[half:])
+
+
+_SIDES = ("direction", "lower", "upper")
+
+
+def _batch(operands, axes, *, missing, max_degree):
+    size = next(operand.shape[axis] for operand, axis in zip(operands, axes, strict=True) if axis is not None)
+    rows = [
+        jnp.broadcast_to(operand, (size, *operand.shape)) if axis is None else jnp.moveaxis(operand, axis, 0)
+        for operand, axis in zip(operands, axes, strict=True)
+    ]
+    flat = [row.reshape(-1, row.shape[-1]) for row in rows]
+    result = _third_p.bind(*flat, missing=missing, max_degree=max_degree)
+    return result.reshape(*rows[0].shape[:2], -1), 0
+
+
+def _transposed(cotangent, operand, place, missing, max_degree):
+    sides = [side for side in _SIDES if side != missing]
+    known = {missing: cotangent, sides[1 - place]: operand}
+    ordered = (known[side] for side in _SIDES if side in known)
+    return _third_p.bind(*ordered, missing=sides[place], max_degree=max_degree)
+
+
+def _first_transposed(cotangent, _, second, *, missing, max_degree):
+    return _transposed(cotangent, second, 0, missing, max_degree)
+
+
+def _second_transposed(cotangent, first, _, *, missing, max_degree):
+    return _transposed(cotangent, first, 1, missing, max_degree)
+
+
+def _abstract(first, second, *, missing, max_degree):
+    return first.update(shape=(first.shape[0], 3 if missing == "direction" else (max_degree + 1) ** 2))
+
+
+# A primitive, because the transpose that JAX derives of a stack of columns reads a whole array for every column, which
+# takes ten times as long as one loop over the rows. The form is linear in each side, so the three results suffice.
+_third_p = Primitive("harmonic_slopes")
+_third_p.def_impl(lambda *pair, **parameters: _compiled_third(parameters["missing"], *pair, parameters["max_degree"]))
+_third_p.def_abstract_eval(_abstract)
+mlir.register_lowering(
+    _third_p,
+    mlir.lower_fun(
+        lambda first, second, *, missing, max_degree: _third(missing, first, second, max_degree), multiple_results=False
+    ),
+)
+batching.primitive_batchers[_third_p] = _batch
+ad.defbilinear(_third_p, _first_transposed, _second_transposed)
+_compiled_third = jax.jit(_third, static_argnums=(0, 3))
 
 
 def _norm(l: int, m: int) -> float:
@@ -155,40 +145,97 @@ def _norm(l: int, m: int) -> float:
 
 
 @cache
-def _recursion(l: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Coefficients over m = 0..l of y F^m, ρ² F^{m+1} and F^{m−1} of degree l − 1 (see the head of the file)."""
-    same, above, below = np.zeros(l + 1), np.zeros(l + 1), np.zeros(l + 1)
-    for m in range(l + 1):
-        if m < l:
-            same[m] = (l + m) / l * _norm(l, m) / _norm(l - 1, m)
-        if m + 1 < l:
-            above[m] = -(1 if m == 0 else 0.5) / l * _norm(l, m) / _norm(l - 1, m + 1)
-        if m > 0:
-            below[m] = 0.5 * (l + m) * (l + m - 1) / l * _norm(l, m) / _norm(l - 1, m - 1)
-    return same, above, below
+def _linear_factors(max_degree: int) -> np.ndarray:
+    """Rows p, q, r, s, t, w of (p + q y) (r + s x + t z + w x z), over the orders of all degrees."""
+    rows = np.zeros((6, (max_degree + 1) ** 2))
+    for l in range(max_degree + 1):
+        for m in range(-l, l + 1):
+            column, sine, odd = l * l + l + m, m < 0, abs(m) % 2
+            scale = 1.0 if _quadratics(l, m)[1] else _quadratics(l, m)[0]
+            rows[(l - m) % 2, column] = scale
+            rows[2 + sine + 2 * (odd != sine), column] = 1
+    return rows
 
 
 @cache
-def _gradient(l: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """∂x, ∂y, ∂z of degree l in terms of degree l − 1, over the orders m = −l..l.
+def _quadratic_factors(max_degree: int) -> np.ndarray:
+    """(factors, 4, orders): a, b, c, d of a x² + b y² + c z² + d; 1 where an order has fewer than max_degree // 2."""
+    table = np.zeros((max_degree // 2, 4, (max_degree + 1) ** 2))
+    table[:, 3] = 1
+    for l in range(max_degree + 1):
+        for m in range(-l, l + 1):
+            scale, factors = _quadratics(l, m)
+            for i, factor in enumerate(factors):
+                table[i, :, l * l + l + m] = [scale ** (1 / len(factors)) * entry for entry in factor] + [0]
+    return table
 
-    ∂y R_m = a R_m; ∂z R_m = b R_{m−1} + c R_{m+1}; ∂x R_m = d R_{−(m−1)} + e R_{−(m+1)}: rows (before, after) as
-    `_slopes` reads them, from (∂z + i∂x) R^m = −R^{m+1}, (∂z − i∂x) R^m = (l + m)(l + m − 1) R^{m−1} unnormalised.
+
+@cache
+def _quadratics(l: int, m: int) -> tuple[float, list[tuple[float, float, float]]]:
+    """Scale, and (a, b, c) of the quadratic factors: cones, then pairs of planes."""
+    order, cones, planes = abs(m), _cones(l, abs(m)), []
+    pole = math.factorial(l + order) / (2**order * math.factorial(order) * math.factorial(l - order))
+    scale = _norm(l, order) * pole * (order if m < 0 else 1)  # the value at y = 1 of F_l^m times that of c_m or s_m/x
+    if m >= 0:
+        angles = [(2 * i + 1) * math.pi / (2 * order) for i in range(order // 2)]
+    else:
+        angles = [i * math.pi / order for i in range(1, (order + 1) // 2)]
+    factors = [(-c, s, -c) for c, s in cones] + [(-(math.cos(a) ** 2), 0.0, math.sin(a) ** 2) for a in angles]
+    return scale / math.prod(s for _, s in cones) / math.prod(math.sin(a) ** 2 for a in angles), factors
+
+
+def _cones(l: int, m: int) -> list[tuple[float, float]]:
+    """cos²β, sin²β of the zeros of P_l^m, both to full precision: Newton's iteration in 50 digits from eigenvalues."""
+    k = np.arange(1, l - m)
+    side = np.sqrt(k * (k + 2 * m) / ((2 * k + 2 * m + 1) * (2 * k + 2 * m - 1)))
+    starts = np.linalg.eigvalsh(np.diag(side, 1) + np.diag(side, -1))[(l - m + 1) // 2 :] if l > m + 1 else []
+    count, zeros = (l - m) // 2, []
+    with localcontext(prec=50):
+        weights = [
+            (-1) ** j * math.comb(l, j) * math.comb(2 * l - 2 * j, l) * math.perm(l - 2 * j, m)
+            for j in range(count + 1)
+        ]
+        for start in starts:
+            t = Decimal(float(start)) ** 2
+            for _ in range(3):
+                value, slope = Decimal(0), Decimal(0)
+                for weight in weights:
+                    value, slope = value * t + weight, slope * t + value
+                t -= value / slope
+            zeros.append((float(t), float(1 - t)))
+    return zeros
+
+
+@cache
+def _gradient(l: int, m: int) -> list[tuple[int, list[tuple[int, float]]]]:
+    """∂x, ∂y, ∂z of R_lm: pairs of axis and [(order, coefficient), ...] in degree l − 1.
+
+    From (∂z + i∂x) R^m = −R^{m+1}, (∂z − i∂x) R^m = (l + m)(l + m − 1) R^{m−1}, ∂y R^m = (l + m) R^m, unnormalised.
     """
-    slope_x, slope_y, slope_z = np.zeros((2, 2 * l + 1)), np.zeros(2 * l + 1), np.zeros((2, 2 * l + 1))
-    for m in range(l + 1):
-        for sign in (1, -1) if m else (1,):  # +: the cosine c_m at index m, −: the sine s_m at index −m
-            row, outward = l + sign * m, 1 if sign > 0 else 0  # outward: towards larger |m|
-            if m < l:
-                slope_y[row] = (l + m) * _norm(l, m) / _norm(l - 1, m)
-            if m + 1 < l:
-                size = (1 if m == 0 else 0.5) * _norm(l, m) / _norm(l - 1, m + 1)
-                slope_z[outward, row] = -size
-                slope_x[outward, row] = -sign * size
-            if m > (0 if sign > 0 else 1):
-                size = 0.5 * (l + m) * (l + m - 1) * _norm(l, m) / _norm(l - 1, m - 1)
-                slope_z[1 - outward, row] = size
-            if m > (1 if sign > 0 else 0):
-                size = 0.5 * (l + m) * (l + m - 1) * _norm(l, m) / _norm(l - 1, m - 1)
-                slope_x[1 - outward, row] = -sign * size
-    return slope_x, slope_y, slope_z
+    order, sign = abs(m), 1 if m >= 0 else -1
+    slopes = {0: [], 1: [], 2: []}
+    if order < l:
+        slopes[1].append((m, (l + order) * _norm(l, order) / _norm(l - 1, order)))
+    if order + 1 < l:
+        size = (1 if m == 0 else 0.5) * _norm(l, order) / _norm(l - 1, order + 1)
+        slopes[2].append((sign * (order + 1), -size))
+        slopes[0].append((-sign * (order + 1), -sign * size))
+    if order > 0:
+        size = 0.5 * (l + order) * (l + order - 1) * _norm(l, order) / _norm(l - 1, order - 1)
+        if m > 0 or order > 1:
+            slopes[2].append((sign * (order - 1), size))
+        if m < 0 or order > 1:
+            slopes[0].append((-sign * (order - 1), -sign * size))
+    return [(axis, row) for axis, row in slopes.items() if row]
+
+
+@cache
+def _slopes(max_degree: int) -> list[tuple[float, dict[str, int]]]:
+    """All coefficients with their axis, order of the lower and order of the upper degree."""
+    return [
+        (size, {"direction": axis, "lower": (l - 1) ** 2 + l - 1 + order, "upper": l * l + l + m})
+        for l in range(1, max_degree + 1)
+        for m in range(-l, l + 1)
+        for axis, row in _gradient(l, m)
+        for order, size in row
+    ]

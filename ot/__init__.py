@@ -6,6 +6,7 @@ same import name: asking for a POT name is answered with ours, and files of POT 
 """
 
 import sys
+import typing
 
 from lie import _neighbours  # first: HAAR_CHECK's import hook comes with `lie`, before any module of `ot` is loaded
 from ot import _guard
@@ -15,6 +16,7 @@ _neighbours.refuse_damage("ot")
 __all__: list[str] = []
 
 
+@typing.no_type_check  # HAAR_CHECK would put frames of its own between the caller and us
 def __getattr__(name: str) -> object:
     # Where `from ot import name` asks, Python discards the text of an AttributeError, so it must be an ImportError; no
     # other caller may get one, because hasattr(ot, name) must stay False.
