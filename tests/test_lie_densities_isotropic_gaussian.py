@@ -139,6 +139,7 @@ def test_quantile_inverts_the_cdf(dtype):
     )
 
 
+@pytest.mark.slow
 def test_quantile_and_cdf_move_with_scale_as_their_differences_do():
     scale, u, h = jnp.array([0.02, 0.4, 0.8, 3.0]), jnp.array([0.01, 0.5, 0.97])[:, None], 1e-6
 
@@ -190,6 +191,7 @@ def test_samples_follow_the_density(scale, dtype):
     assert abs(-log_prob.mean() - entropy) <= 4 * log_prob.std() / math.sqrt(count) + 1e-5
 
 
+@pytest.mark.slow
 def test_samples_are_reparameterised_in_mean_and_scale():
     """d/dscale of E[tr R] = E[d tr R/dscale]: the pathwise derivative has the mean −6 scale exp(−scale²)."""
     mean = so3.identity((), jnp.float64)

@@ -285,6 +285,7 @@ def heat_score(mean):
     return score
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise_ratio", [0.0, 0.5, 1.0])
 def test_the_reversed_diffusion_ends_at_the_data(noise_ratio):
     mean = so3.exp(jnp.array([0.4, -1.0, 0.7]))

@@ -22,6 +22,7 @@ def rotations(count, spread, dtype=jnp.float64, seed=0):
     return so3.retract(jnp.broadcast_to(centre, (count, 3, 3)), noise)
 
 
+@pytest.mark.slow
 def test_the_isotropic_fit_solves_both_score_equations(dtype):
     scale = jnp.array([0.01, 0.4, 1.2], dtype)
     mean = so3.exp(jnp.array([0.3, -1.0, 0.5], dtype))
@@ -41,6 +42,7 @@ def test_the_isotropic_fit_solves_both_score_equations(dtype):
     assert (np.abs(law.scale / scale - 1) < 0.12).all()
 
 
+@pytest.mark.slow
 def test_priors_hold_the_scale_and_the_mean():
     """Small scales make s² conjugate: the mode is (rate + Σ|v|²/2)/(shape + 1 + 3n/2), to the order of curvature s²."""
     samples = rotations(10, 0.002)

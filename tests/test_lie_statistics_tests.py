@@ -122,6 +122,7 @@ def test_energy_is_the_known_formula():
     assert 1 / 20 <= found.p_value <= 1
 
 
+@pytest.mark.slow
 def test_two_samples_differ_when_their_laws_do_and_means_do_not():
     """IGSO(3) of two widths about one mean: the energy test and the heat kernel see it. Plain arrays will do too."""
     mean = so3.identity((), jnp.float64)
