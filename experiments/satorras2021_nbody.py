@@ -1,6 +1,6 @@
 """Satorras et al. 2021, Table 2: EGNN predicts charged particles, test MSE 0.0071; GNN and radial field do worse.
 
-Command: `python -m experiments run nbody --preset cpu` (about 4 minutes on 2 cores; expected: EGNN 0.0072, GNN 0.011).
+Command: `python -m experiments run nbody --preset cpu` (about 4 minutes on 2 cores; expected: EGNN 0.0065, GNN 0.013).
 Five particles with charges ±1, frame 30 -> frame 40 of a simulated trajectory, 3000 trajectories to learn from. The
 published protocol: Adam, batch 100, 10000 epochs, test error at the epoch of the best validation error.
 """
@@ -37,7 +37,7 @@ WATCHED = 2000  # test samples, at most, whose discrepancy under a rotation is m
 
 @dataclass(frozen=True)
 class Config:
-    """The published protocol; presets change its length, the amount of data and, for cpu, the decay of the rate."""
+    """The published protocol; presets change its length, the amount of data and, for cpu, the learning rates."""
 
     epochs: int = 10_000
     """Passes over the training set."""
@@ -71,7 +71,9 @@ class Config:
 
 PRESETS = {
     "smoke": Config(epochs=10, train_samples=300, test_samples=200),
-    "cpu": Config(epochs=200, rate_at_end=0.0),  # at a constant rate 200 epochs end in noise: 0.0078 against 0.0070
+    # 200 epochs need a faster start and a decay: EGNN's test MSE is then 0.0065; with a decay from the published rate it
+    # is 0.0079, at the constant published rate 0.0078. The GNN overfits after 80 epochs at its published rate already.
+    "cpu": Config(epochs=200, rate_at_end=0.0, rate_egnn=2e-3, rate_radial_field=8e-4),
     "paper": Config(),
 }
 

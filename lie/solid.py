@@ -2,9 +2,9 @@
 
 With the polar axis y and ρ² = x² + z², a real harmonic vanishes on planes through the axis and on cones about it, so it
 is a product of at most three of x, y, z and of quadratic factors a x² + b y² + c z²:
-    cone at height cos β of the unit sphere:  sin²β y² − cos²β ρ²;    pair of planes at azimuth ±φ:  sin²φ z² − cos²φ x².
-Every factor is exact to a few eps of its own terms, also at the poles, where recursions in y and r² amplify the rounding
-of r² by l²; and one fused loop evaluates all orders, with the factors' coefficients along the processor's lanes.
+    cone at the polar angle β:  sin²β y² − cos²β ρ²;    pair of planes at azimuth ±φ:  sin²φ z² − cos²φ x².
+Every factor is exact to a few eps of its own terms, also at the poles, where a recursion in y and r² amplifies the
+rounding of r² by l²; and one fused loop evaluates all orders, along the processor's lanes.
 """
 
 import math
@@ -76,7 +76,7 @@ def _third(missing: str, first: Array, second: Array, max_degree: int) -> Array:
     """
     sides = [side for side in _SIDES if side != missing]
     pair = {side: array.T for side, array in zip(sides, (first, second), strict=True)}
-    columns = [[] for _ in range(3 if missing == "direction" else len(first.T))]
+    columns = [[] for _ in range(3 if missing == "direction" else (max_degree + 1) ** 2)]
     for size, places in _slopes(max_degree):
         one, other = (pair[side][places[side]] for side in sides)
         columns[places[missing]].append(size * (one * other))
@@ -151,8 +151,7 @@ def _linear_factors(max_degree: int) -> np.ndarray:
     for l in range(max_degree + 1):
         for m in range(-l, l + 1):
             column, sine, odd = l * l + l + m, m < 0, abs(m) % 2
-            scale = 1.0 if _quadratics(l, m)[1] else _quadratics(l, m)[0]
-            rows[(l - m) % 2, column] = scale
+            rows[(l - m) % 2, column] = _quadratics(l, m)[0]
             rows[2 + sine + 2 * (odd != sine), column] = 1
     return rows
 
@@ -164,45 +163,68 @@ def _quadratic_factors(max_degree: int) -> np.ndarray:
     table[:, 3] = 1
     for l in range(max_degree + 1):
         for m in range(-l, l + 1):
-            scale, factors = _quadratics(l, m)
-            for i, factor in enumerate(factors):
-                table[i, :, l * l + l + m] = [scale ** (1 / len(factors)) * entry for entry in factor] + [0]
+            for i, factor in enumerate(_quadratics(l, m)[1]):
+                table[i, :, l * l + l + m] = [*factor, 0]
     return table
 
 
 @cache
 def _quadratics(l: int, m: int) -> tuple[float, list[tuple[float, float, float]]]:
-    """Scale, and (a, b, c) of the quadratic factors: cones, then pairs of planes."""
-    order, cones, planes = abs(m), _cones(l, abs(m)), []
+    """Scale, and (a, b, c) of the quadratic factors: cones, then pairs of planes.
+
+    c is a power of two, so that one rounding less is made, and such that all factors are of about the same size.
+    """
+    order = abs(m)
+    cones = _cones(l, order)
     pole = math.factorial(l + order) / (2**order * math.factorial(order) * math.factorial(l - order))
     scale = _norm(l, order) * pole * (order if m < 0 else 1)  # the value at y = 1 of F_l^m times that of c_m or s_m/x
-    if m >= 0:
-        angles = [(2 * i + 1) * math.pi / (2 * order) for i in range(order // 2)]
-    else:
-        angles = [i * math.pi / order for i in range(1, (order + 1) // 2)]
-    factors = [(-c, s, -c) for c, s in cones] + [(-(math.cos(a) ** 2), 0.0, math.sin(a) ** 2) for a in angles]
-    return scale / math.prod(s for _, s in cones) / math.prod(math.sin(a) ** 2 for a in angles), factors
+    planes = _planes(order, m < 0)
+    scale /= math.prod(s for _, s in cones + planes)
+    even_share = scale ** (1 / max(1, len(cones + planes)))
+    factors = []
+    for c, s in cones:
+        power = 2.0 ** round(math.log2(even_share * c))
+        scale *= c / power
+        factors.append((-power, power * (s / c), -power))
+    for c, s in planes:
+        power = 2.0 ** round(math.log2(even_share * s))
+        scale *= s / power
+        factors.append((-power * (c / s), 0.0, power))
+    return scale, factors
 
 
 def _cones(l: int, m: int) -> list[tuple[float, float]]:
-    """cos²β, sin²β of the zeros of P_l^m, both to full precision: Newton's iteration in 50 digits from eigenvalues."""
+    """cos²β, sin²β of the zeros of P_l^m, both to full precision, from eigenvalues as a start."""
     k = np.arange(1, l - m)
     side = np.sqrt(k * (k + 2 * m) / ((2 * k + 2 * m + 1) * (2 * k + 2 * m - 1)))
     starts = np.linalg.eigvalsh(np.diag(side, 1) + np.diag(side, -1))[(l - m + 1) // 2 :] if l > m + 1 else []
-    count, zeros = (l - m) // 2, []
+    weights = [
+        (-1) ** j * math.comb(l, j) * math.comb(2 * l - 2 * j, l) * math.perm(l - 2 * j, m)
+        for j in range((l - m) // 2 + 1)
+    ]
+    return [(float(t), float(1 - t)) for t in _zeros(weights, [start**2 for start in starts])]
+
+
+def _planes(m: int, sine: bool) -> list[tuple[float, float]]:
+    """cos²φ, sin²φ of the zeros of cos mφ, or of sin mφ / sin φ, in 0 < φ < π/2: from a polynomial in cot²φ."""
+    angles = [(2 * i + 1 + sine) * math.pi / (2 * m) for i in range((m - sine) // 2)]
+    weights = [(-1) ** j * math.comb(m, 2 * j + sine) for j in range((m - sine) // 2 + 1)]
+    zeros = _zeros(weights, [math.tan(angle) ** -2 for angle in angles])
+    return [(float(t / (1 + t)), float(1 / (1 + t))) for t in zeros]
+
+
+def _zeros(weights: list[int], starts: list[float]) -> list[Decimal]:
+    """Zeros of a polynomial, the highest power first, by Newton's iteration in 50 digits."""
+    zeros = []
     with localcontext(prec=50):
-        weights = [
-            (-1) ** j * math.comb(l, j) * math.comb(2 * l - 2 * j, l) * math.perm(l - 2 * j, m)
-            for j in range(count + 1)
-        ]
         for start in starts:
-            t = Decimal(float(start)) ** 2
+            t = Decimal(float(start))
             for _ in range(3):
                 value, slope = Decimal(0), Decimal(0)
                 for weight in weights:
                     value, slope = value * t + weight, slope * t + value
                 t -= value / slope
-            zeros.append((float(t), float(1 - t)))
+            zeros.append(t)
     return zeros
 
 
