@@ -71,8 +71,8 @@ class Config:
 
 PRESETS = {
     "smoke": Config(epochs=10, train_samples=300, test_samples=200),
-    # 200 epochs need a faster start and a decay: EGNN's test MSE is then 0.0065; with a decay from the published rate it
-    # is 0.0079, at the constant published rate 0.0078. The GNN overfits after 80 epochs at its published rate already.
+    # 200 epochs need a faster start and a decay: EGNN's test MSE is then 0.0065; with a decay from the published rate
+    # it is 0.0079, at the constant published rate 0.0078. The GNN overfits after 80 epochs at its published rate.
     "cpu": Config(epochs=200, rate_at_end=0.0, rate_egnn=2e-3, rate_radial_field=8e-4),
     "paper": Config(),
 }
