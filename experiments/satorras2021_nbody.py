@@ -401,5 +401,6 @@ def figure(metrics: dict[str, np.ndarray]) -> Figure:
     for (row, _), cell in drawn.get_celld().items():
         cell.set_edgecolor("#bbbbbb")
         cell.set_text_props(ha="center", weight="bold" if row == 0 else "normal")
-    table.set_title(f"At the best validation epoch ({metrics['epoch'].shape[0]} seed(s), {int(epoch[-1])} epochs)")
+    seeds = metrics["epoch"].shape[0]
+    table.set_title(f"At the best validation error\n({seeds} seed{'s'[: seeds > 1]}, {int(epoch[-1])} epochs)")
     return picture

@@ -208,3 +208,15 @@ def test_exports_to_every_platform():
 
     eye = jnp.eye(3, dtype=jnp.float32)
     export.export(jax.jit(everything), platforms=["cpu", "cuda", "tpu"])(eye, eye, jax.random.key(0))
+
+
+def test_score_moves_with_parameter_and_rotation_as_its_differences_do():
+    keys = jax.random.split(jax.random.key(3), 4)
+    F, F_dot = (jax.random.normal(key, (3, 3), jnp.float64) for key in keys[:2])
+    R, xi = so3.sample((), jnp.float64, key=keys[2]), jax.random.normal(keys[3], (3,), jnp.float64)
+
+    def along(t):
+        return densities.MatrixFisher(F + t * F_dot).score(so3.retract(R, t * xi))
+
+    slope = jax.jvp(along, (jnp.float64(0),), (jnp.float64(1),))[1]
+    np.testing.assert_allclose(slope, (along(1e-5) - along(-1e-5)) / 2e-5, rtol=1e-8, atol=1e-8)

@@ -56,9 +56,7 @@ class MatrixFisher:
     def score(self, R: Float[ArrayLike, "*batch 3 3"]) -> Float[Array, "... 3"]:
         """∂ log p(R exp(u))/∂u at u = 0: −2 vee(FᵀR), in the body frame."""
         R, F = _wide(self._rotation(R)), _wide(self.parameter)
-        # Fᵀ mode is symmetric: leaving it out keeps the digits near the mode.
-        difference = R - jax.lax.stop_gradient(so3.project(F))
-        return (-2 * so3.vee(elementwise.matmul(elementwise.transpose(F), difference))).astype(self.parameter.dtype)
+        return _score(F, R).astype(self.parameter.dtype)
 
     def sample(self, shape: tuple[int, ...] = (), *, key: PRNGKeyArray) -> Float[Array, "..."]:
         """Independent exact samples (*shape, *batch, 3, 3), by rejection; they carry no derivative in F."""
@@ -95,6 +93,19 @@ class MatrixFisher:
         check.rotation("R", R)
         check.same_dtype(R=R, parameter=self.parameter)
         return R
+
+
+@jax.custom_jvp
+def _score(F: Array, R: Array) -> Array:
+    # Fᵀ mode is symmetric: leaving it out keeps the digits near the mode.
+    return -2 * so3.vee(elementwise.matmul(elementwise.transpose(F), R - so3.project(F)))
+
+
+@_score.defjvp
+def _score_jvp(primals, tangents):
+    (F, R), (F_dot, R_dot) = primals, tangents
+    moved = elementwise.matmul(elementwise.transpose(F_dot), R) + elementwise.matmul(elementwise.transpose(F), R_dot)
+    return _score(F, R), -2 * so3.vee(moved)
 
 
 class Fit(NamedTuple):
