@@ -47,7 +47,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What one seed of an experiment found, and the parts of it that are arrays worth keeping."""
+    """What one seed of an experiment found: the rows of its table, in order."""
 
     rows: tuple[Row, ...]
 
