@@ -22,6 +22,7 @@ __all__ = [
     "harmonics",
     "optimizers",
     "processes",
+    "record",
     "se2",
     "se3",
     "smooth",

@@ -147,9 +147,11 @@ def project(M: Float[ArrayLike, "*batch 3 3"]) -> Float[Array, "*batch 3 3"]:
 
     With signed singular values s1 >= s2 >= |s3| its condition is s1/(s2 + s3). Where s2 + s3 = 0 (all rotations about
     one axis are equally close) one of them is returned and the derivative, elsewhere exact, is 0 by choice along the
-    free axis. Found as the dominant eigenvector of Davenport's symmetric 4x4 matrix, then two Newton steps.
+    free axis; where M is so small that second derivatives, ~1/|M|², could overflow (|M| < 5e-13 in float32), all are 0.
+    Found as the dominant eigenvector of Davenport's symmetric 4x4 matrix, then two Newton steps.
     """
-    return _project(check.array("M", M, 3, 3))
+    M = check.array("M", M, 3, 3)
+    return _project(M.astype(jnp.float32) if M.dtype.itemsize < 4 else M).astype(M.dtype)
 
 
 def _vee(matrix: Array) -> Array:
@@ -281,6 +283,9 @@ def _newton_step(R: Array, M: Array, M_dot: Array) -> Array:
     """
     A = elementwise.matmul(elementwise.transpose(R), M)
     scale = jax.lax.stop_gradient(jnp.max(jnp.abs(A), axis=(-2, -1)))  # ω does not depend on it
+    finfo = jnp.finfo(R.dtype)
+    floor = 8 * float(finfo.eps)
+    scale = jnp.where(scale < 4 * float(finfo.tiny) ** 0.5 / floor, 0, scale)  # (floor scale)⁻² would overflow
     inverse_scale = smooth.divide(jnp.ones_like(scale), scale)[..., None, None]
     A = A * inverse_scale
     S = (A + elementwise.transpose(A)) / 2
@@ -292,7 +297,6 @@ def _newton_step(R: Array, M: Array, M_dot: Array) -> Array:
         elementwise.cross(columns[0], columns[1]),
     ]
     determinant = elementwise.dot(columns[0], adjugate[0])
-    floor = 8 * float(jnp.finfo(R.dtype).eps)
     damping = jnp.where(jnp.abs(determinant) < floor, floor**2, 0)
     reciprocal = smooth.divide(determinant, determinant * determinant + damping)
     body = 2 * _vee(elementwise.matmul(elementwise.transpose(R), M_dot * inverse_scale))

@@ -24,6 +24,7 @@ KEY = jax.eval_shape(lambda: jax.random.key(0))
 HOST_ONLY = {
     "lie.check.": "looks at shapes, dtypes and concrete values; every function above it traces it",
     "lie.group.product": "makes a group, computes nothing",
+    "lie.record.register": "decorates classes, computes nothing",
     "lie.harmonics.rotation_grid": "a NumPy table of float64, made from static sizes",
     "lie.harmonics.sphere_grid": "a NumPy table of float64, made from static sizes",
     "lie.wigner.clebsch_gordan": "a NumPy table of float64, made from static sizes",
@@ -121,6 +122,7 @@ def smooth_rows():
         "lie.smooth.polynomials": [call(((1.0, 2.0), (3.0, 4.0)), floats(2, 3))],
         "lie.smooth.polynomial": [call((1.0, 2.0, 3.0), floats(3))],
         "lie.smooth.divide": [call(floats(3), floats(3))],
+        "lie.smooth.power": [call(floats(3), 1.5), call(floats(3), 0.7)],
         "lie.smooth.angle": [call(floats(3), floats(3))],
         "lie.smooth.angle_ratio": [call(floats(3), floats(3))],
         "lie.elementwise.dot": [call(floats(2, 3), floats(2, 3))],

@@ -55,6 +55,17 @@ def test_methods_have_their_order(method):
     assert error[-1] < 0.06 * 16.0 ** (1 - ORDERS[method])
 
 
+def test_keys_of_either_kind_draw_the_same():
+    """jax.random.key and the older jax.random.PRNGKey, which is an array of uint32."""
+
+    def walk(key):
+        path = processes.brownian_path(so2, so2.identity(), jnp.array([0.0, 0.5, 1.0], jnp.float32), key=key)
+        return path, densities.Haar().sample((2,), key=key), SPACE.sample(key=key)
+
+    same = jax.tree.map(jnp.array_equal, walk(jax.random.key(7)), walk(jax.random.PRNGKey(7)))
+    assert all(jax.tree.leaves(same))
+
+
 def test_methods_are_all_tested():
     assert set(ORDERS) == set(processes.METHODS)
 

@@ -188,6 +188,27 @@ def test_derivative_of_projection(dtype):
         assert jnp.isfinite(first_and_second(M)[2]).all()
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e-12, 1.0, 1e30])
+def test_hessian_of_projection_is_finite_at_any_size(dtype, size):
+    """float32 holds no 1/size² for size = 1e-30: derivatives are 0 there, and exact where they can be held."""
+    spectra = [(1, 1, 1), (3, 2, -1), (1, 0.5, -0.5), (1, 0, 0)]
+    M = size * jnp.asarray(np.stack([np.diag(spectrum) for spectrum in spectra]), dtype)
+
+    @jax.jit
+    @jax.vmap
+    def both(M):
+        return jax.jacrev(so3.project)(M), jax.jacfwd(jax.jacrev(so3.project))(M)
+
+    first, second = both(M)
+    assert jnp.isfinite(first).all()
+    assert jnp.isfinite(second).all()
+    if dtype == jnp.float32 and size == 1e-30:
+        assert (first == 0).all()
+    else:  # dR/dM_21 of the identity: half a turn about z per unit of M
+        turned = np.asarray(first, np.float64)[0, :, :, 1, 0] * size
+        np.testing.assert_allclose(turned, [[0, -0.5, 0], [0.5, 0, 0], [0, 0, 0]], atol=4 * jnp.finfo(dtype).eps)
+
+
 def test_table_of_truth(truth, dtype):
     rows = truth("so3_se3_f32" if dtype == jnp.float32 else "so3_se3_f64")["rows"]
     rows = [row for row in rows if float(row["angle"]) <= np.pi and row["log_m_w"] is not None]

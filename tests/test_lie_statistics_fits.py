@@ -93,6 +93,24 @@ def test_the_matrix_fisher_fit_matches_the_moments(spread, dtype):
     assert np.abs(off_diagonal).max() < 1e3 * eps(dtype) * max(1, spread**2) + eps(dtype) ** 0.5 * deviation.max()
 
 
+def test_the_matrix_fisher_fit_inverts_the_mean(dtype):
+    """A prior alone: one rotation that weighs nothing, beside a known mean matrix. The fit is the law of that mean."""
+    parameters = np.stack(
+        [
+            np.array([[1.0, -2.0, 0.3], [0.5, 3.0, -1.0], [2.0, 0.1, 0.7]]),
+            np.diag([5.0, 5.0, -5.0]),
+            np.zeros((3, 3)),
+            np.diag([30.0, 20.0, -15.0]),
+        ]
+    )
+    absent = jnp.eye(3, dtype=dtype)[None], jnp.zeros(1, dtype)
+    tight = {"prior_count": 1.0, "tolerance": eps(dtype) ** 0.75}
+    fit = jax.vmap(lambda mean: statistics.fit_matrix_fisher(*absent, prior_mean=mean, **tight))
+    found = jax.jit(lambda F: fit(densities.MatrixFisher(F).mean))(jnp.asarray(parameters, dtype))
+    assert found.converged.all()
+    np.testing.assert_allclose(found.density.parameter, parameters, atol=3e-3 if dtype == jnp.float32 else 1e-9)
+
+
 def test_the_matrix_fisher_prior_is_further_samples():
     samples, more = rotations(20, 0.6), rotations(5, 0.3, seed=9)
     pooled = statistics.fit_matrix_fisher(jnp.concatenate([samples, more]))

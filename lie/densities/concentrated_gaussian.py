@@ -10,8 +10,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from lie import check, elementwise, se2, se3, smooth, so2, so3
-from lie.densities import cholesky, record
+from lie import check, elementwise, record, se2, se3, smooth, so2, so3
+from lie.densities import cholesky
 
 # log|det J| = power log(sin(θ/2)/(θ/2)) for the Jacobian J of exp, and Haar's total mass in the coordinates ξ at 0.
 _VOLUMES = {

@@ -6,8 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from lie import check, so3
-from lie.densities import record
+from lie import check, record, so3
 
 
 @record.register()

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from lie import charts, check, elementwise, smooth, so3
-from lie.densities import angle_law, heat_kernel, record
+from lie import charts, check, elementwise, record, smooth, so3
+from lie.densities import angle_law, heat_kernel
 
 
 @record.register("mean", "scale")

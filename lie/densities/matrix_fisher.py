@@ -1,14 +1,13 @@
 """The matrix Fisher law on SO(3), exp(tr(FᵀR))/c(F): the exponential family whose sufficient statistic is R itself."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from lie import charts, check, elementwise, so3, svd3
-from lie.densities import bingham_sampler, fisher_normalizer, record
+from lie import charts, check, elementwise, record, so3, svd3
+from lie.densities import bingham_sampler, fisher_normalizer
 
 
 @record.register("parameter")
@@ -73,21 +72,6 @@ class MatrixFisher:
         """−E log p = (log c − tr S) + Σ s_i (1 − E[Q_ii]) <= 0, with respect to Haar."""
         return _entropy(_wide(self.parameter)).astype(self.parameter.dtype)
 
-    @staticmethod
-    def fit(mean: Float[ArrayLike, "*batch 3 3"]) -> "Fit":
-        """Maximum likelihood from the (weighted) mean matrix of rotations: the F with E[R] = `mean`.
-
-        Newton's method on the singular values, which finds the maximum of a concave function. It exists where `mean`
-        lies inside the convex hull of the rotations (three distinct rotations do in general); else `converged` is
-        false. Concentrated data need float64: 1 − mean loses the digits that determine F.
-        """
-        mean = check.array("mean", mean, 3, 3)
-        U, d, V = svd3.svd(_wide(mean))
-        s, error, steps = _invert(d)
-        F = elementwise.matmul(U * s[..., None, :], elementwise.transpose(V)).astype(mean.dtype)
-        tolerance = float(jnp.finfo(s.dtype).eps) ** 0.75
-        return Fit(MatrixFisher(F), error.astype(mean.dtype), steps, error <= tolerance)
-
     def _rotation(self, R: ArrayLike) -> Array:
         R = check.array("R", R, 3, 3)
         check.rotation("R", R)
@@ -106,15 +90,6 @@ def _score_jvp(primals, tangents):
     (F, R), (F_dot, R_dot) = primals, tangents
     moved = elementwise.matmul(elementwise.transpose(F_dot), R) + elementwise.matmul(elementwise.transpose(F), R_dot)
     return _score(F, R), -2 * so3.vee(moved)
-
-
-class Fit(NamedTuple):
-    """A fitted density; `error` is the largest |E[Q_ii] − wanted| relative to 1 − wanted."""
-
-    density: MatrixFisher
-    error: Float[Array, "..."]
-    steps: Int[Array, ""]
-    converged: Bool[Array, "..."]
 
 
 @jax.custom_jvp
@@ -191,66 +166,6 @@ def _entropy(F: Array) -> Array:
 @_entropy.defjvp
 def _entropy_jvp(primals, tangents):
     return _entropy(*primals), -_inner(primals[0], jax.jvp(_mean, primals, tangents)[1])
-
-
-def _invert(d: Array) -> tuple[Array, Array, Array]:
-    """Damped Newton's method for the s with expected_deviation(s) = 1 − d; s, relative error, steps."""
-    wanted = 1 - d
-    tiny = float(jnp.finfo(d.dtype).eps)
-    total = jnp.sum(wanted, axis=-1, keepdims=True) / 2
-    # E[x²] of each axis; 1/(4 E[x²]) is the concentration s_i + s_j of a tangent Gaussian, and 0 the uniform one's.
-    sums = 1 / (4 * jnp.maximum((total - wanted) / 2, tiny)) - 1
-    start = jnp.sum(sums, axis=-1, keepdims=True) / 2 - sums
-    start = jnp.where(jnp.max(wanted, axis=-1, keepdims=True) > 0.5, 3 * d, start)
-
-    def residual(s):
-        deviation, covariance = _unordered(s)
-        return deviation - wanted, covariance
-
-    def advance(state):
-        s, _, steps = state
-        r, covariance = residual(s)
-        move = _solve(covariance, r)
-        decrement = jnp.sqrt(2 * jnp.maximum(jnp.sum(move * r, axis=-1, keepdims=True), 0))
-        moved = s + move * jnp.where(decrement > 0.5, 1 / (1 + decrement), 1)
-        s = jnp.where(jnp.all(jnp.isfinite(moved), axis=-1, keepdims=True), moved, s)  # no maximum: s runs to infinity
-        error = jnp.max(jnp.abs(residual(s)[0]) / jnp.maximum(wanted, tiny), axis=-1)
-        return s, error, steps + 1
-
-    def unfinished(state):
-        return (state[2] < 40) & jnp.any(state[1] > 4 * tiny)
-
-    everywhere = jnp.full(d.shape[:-1], jnp.inf, d.dtype)
-    return jax.lax.while_loop(unfinished, advance, (start, everywhere, jnp.zeros((), jnp.int32)))
-
-
-def _unordered(s: Array) -> tuple[Array, Array]:
-    """expected_deviation and covariance for s in any order and with any signs, by the symmetries of c."""
-    order = jnp.argsort(-jnp.abs(s), axis=-1)
-    back = jnp.argsort(order, axis=-1)
-    sign = jnp.where(s < 0, -1, 1).astype(s.dtype)
-    kept = jnp.take_along_axis(sign, order, axis=-1)
-    ordered = jnp.abs(jnp.take_along_axis(s, order, axis=-1))
-    parity = jnp.prod(sign, axis=-1, keepdims=True)
-    flips = kept * jnp.concatenate([jnp.ones_like(kept[..., :2]), parity], axis=-1)  # an even number of −1
-    ordered = jnp.concatenate([ordered[..., :2], ordered[..., 2:] * parity], axis=-1)
-    deviation = fisher_normalizer.expected_deviation(ordered)
-    deviation = jnp.where(flips < 0, 2 - deviation, deviation)
-    covariance = fisher_normalizer.diagonal_covariance(ordered) * flips[..., :, None] * flips[..., None, :]
-    covariance = jnp.take_along_axis(covariance, back[..., :, None], axis=-2)
-    return jnp.take_along_axis(deviation, back, axis=-1), jnp.take_along_axis(covariance, back[..., None, :], axis=-1)
-
-
-def _solve(A: Array, b: Array) -> Array:
-    """A⁻¹ b for symmetric positive A (..., 3, 3), by cofactors of A over its scale."""
-    scale = jnp.max(jnp.abs(A), axis=(-2, -1), keepdims=True)
-    A = A / scale
-    columns = A[..., 0], A[..., 1], A[..., 2]
-    adjugate = [elementwise.cross(columns[1], columns[2]), elementwise.cross(columns[2], columns[0])]
-    adjugate.append(elementwise.cross(columns[0], columns[1]))
-    determinant = elementwise.dot(columns[0], adjugate[0])
-    solution = jnp.stack([elementwise.dot(row, b) for row in adjugate], axis=-1)
-    return solution / (determinant[..., None] * scale[..., 0])
 
 
 def _inner(A: Array, B: Array) -> Array:

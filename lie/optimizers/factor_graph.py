@@ -6,7 +6,7 @@ is one integer array per factor: `columns`, (edges, K), the unknowns that each e
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -16,10 +16,11 @@ from jax import Array
 from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 
+from lie import record
 from lie.optimizers import elements, robust
 
 
-@jax.tree_util.register_dataclass
+@record.register("nodes", "data", "loss")
 @dataclass(frozen=True)
 class Factor:
     """The same residual on many edges: r_e = residual(x[i_e], x[j_e], ..., *data_e), one vector, which costs ρ(|r_e|²).
@@ -31,11 +32,11 @@ class Factor:
     variables: where x is a dict, the name of the variable behind each entry of `nodes`.
     """
 
-    residual: Callable[..., Array] = field(metadata={"static": True})
+    residual: Callable[..., Array]
     nodes: tuple[Any, ...]
     data: tuple[Any, ...] = ()
     loss: robust.Loss | None = None
-    variables: tuple[str, ...] | None = field(default=None, metadata={"static": True})
+    variables: tuple[str, ...] | None = None
 
 
 class Linearisation(NamedTuple):

@@ -6,12 +6,13 @@ concave in s: a weighted least-squares step is a majorisation and cannot be misl
 
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lie import record
 
-@jax.tree_util.register_dataclass
+
+@record.register("scale")
 @dataclass(frozen=True)
 class Huber:
     """ρ = s for √s <= k, 2k√s − k² beyond; quadratic then linear, convex in r. Source: Huber 1964."""
@@ -32,7 +33,7 @@ class Huber:
         return k / jnp.sqrt(jnp.maximum(squared, k * k))
 
 
-@jax.tree_util.register_dataclass
+@record.register("scale")
 @dataclass(frozen=True)
 class Cauchy:
     """ρ = k² log(1 + s/k²): the negative log-likelihood of heavy tails."""
@@ -53,7 +54,7 @@ class Cauchy:
         return 1 / (1 + squared / (k * k))
 
 
-@jax.tree_util.register_dataclass
+@record.register("scale")
 @dataclass(frozen=True)
 class GemanMcClure:
     """ρ = s / (1 + s/k²), bounded by k². Source: Geman & McClure 1985."""
@@ -74,7 +75,7 @@ class GemanMcClure:
         return 1 / (1 + squared / (k * k)) ** 2
 
 
-@jax.tree_util.register_dataclass
+@record.register("scale")
 @dataclass(frozen=True)
 class Tukey:
     """ρ = k²/3 (1 − (1 − s/k²)³) for √s <= k, constant beyond: far outliers do not pull. Beaton & Tukey 1974."""

@@ -6,7 +6,7 @@ Convention: dX = X ∘ dW with W a standard Brownian motion of the body frame, g
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Key
+from jaxtyping import Array, ArrayLike, PRNGKeyArray
 
 from lie import check, densities, euclidean, se2, se3, smooth, so2, so3, su2
 from lie import group as groups
@@ -16,7 +16,7 @@ from lie.processes import integrators
 _SPECTRAL_FROM = 8.0
 
 
-def brownian(group: groups.Group, start: groups.Element, time: ArrayLike, *, key: Key[Array, ""]) -> groups.Element:
+def brownian(group: groups.Group, start: groups.Element, time: ArrayLike, *, key: PRNGKeyArray) -> groups.Element:
     """A draw of Brownian motion at `time` >= 0 (any shape that broadcasts against the batch), exact for any time.
 
     The increment that `start` is multiplied by on the right has the law of the heat kernel with generator ½ Σ L_i²:
@@ -35,7 +35,7 @@ def brownian(group: groups.Group, start: groups.Element, time: ArrayLike, *, key
 
 
 def brownian_path(
-    group: groups.Group, start: groups.Element, times: ArrayLike, *, key: Key[Array, ""]
+    group: groups.Group, start: groups.Element, times: ArrayLike, *, key: PRNGKeyArray
 ) -> integrators.Path:
     """Brownian motion at all `times` `(steps + 1,)`, increasing, from `start` at times[0]: exact at each of them."""
     times = integrators.as_times(times, integrators.tangent_of(group, start).dtype)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Key
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from lie import group as groups
 from lie.processes import integrators
@@ -25,7 +25,7 @@ def sde(
     times: ArrayLike,
     *,
     store: bool = False,
-    key: Key[Array, ""],
+    key: PRNGKeyArray,
 ) -> integrators.Path:
     """dX = X ∘ (drift dt + diffusion dW) by geodesic Euler-Maruyama, X exp(drift h + diffusion √|h| ξ).
 

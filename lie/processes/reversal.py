@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Key
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from lie import check, euclidean
 from lie import group as groups
@@ -67,7 +67,7 @@ def reverse(
     *,
     noise_ratio: ArrayLike = 1.0,
     store: bool = False,
-    key: Key[Array, ""],
+    key: PRNGKeyArray,
 ) -> integrators.Path:
     """Draws from p at times[-1] given draws `start` from p at times[0] > times[-1]: the diffusion run backward.
 

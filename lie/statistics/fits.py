@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from lie import check, densities, elementwise, euclidean, smooth, so3
+from lie import check, densities, elementwise, euclidean, record, smooth, so3
 from lie import group as groups
 from lie.densities import fisher_normalizer
 from lie.statistics import means
@@ -34,7 +34,7 @@ class Fit(NamedTuple):
     converged: Bool[Array, ""]
 
 
-@jax.tree_util.register_dataclass
+@record.register("shape", "rate")
 @dataclass(frozen=True)
 class InverseGamma:
     """The law of a variance with density ∝ x^(−shape−1) exp(−rate/x), shape > 0, rate > 0."""
@@ -49,7 +49,7 @@ class InverseGamma:
         return shape * jnp.log(rate) - jax.lax.lgamma(shape) - (shape + 1) * jnp.log(x) - rate / x
 
 
-@jax.tree_util.register_dataclass
+@record.register("matrix", "freedom")
 @dataclass(frozen=True)
 class InverseWishart:
     """The law of a d x d covariance with density ∝ |S|^(−(freedom+d+1)/2) exp(−tr(matrix S⁻¹)/2), freedom > d − 1."""

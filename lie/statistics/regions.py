@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Key
+from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray
 
 from lie import elementwise
 from lie import group as groups
@@ -49,7 +49,7 @@ def bootstrap_region(
     *,
     level: float = 0.95,
     resamples: int = 500,
-    key: Key[Array, ""],
+    key: PRNGKeyArray,
 ) -> Region:
     """As `confidence_region`, with the threshold from the bootstrap of its pivot uᵀ covariance⁻¹ u (bootstrap-t).
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Key
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from lie import check, densities
 from lie.statistics import uniformity
@@ -13,7 +13,7 @@ from lie.statistics.uniformity import Test
 
 
 def energy_test(
-    x: Float[ArrayLike, "n 3 3"], y: Float[ArrayLike, "m 3 3"], *, permutations: int = 999, key: Key[Array, ""]
+    x: Float[ArrayLike, "n 3 3"], y: Float[ArrayLike, "m 3 3"], *, permutations: int = 999, key: PRNGKeyArray
 ) -> Test:
     """The energy distance 2 E|x−y| − E|x−x'| − E|y−y'| of rotations, with |·| = sin(θ/2) (`chord`), times nm/(n+m).
 
@@ -33,7 +33,7 @@ def kernel_test(
     kernel: Callable[[Any, Any], Array],
     *,
     permutations: int = 999,
-    key: Key[Array, ""],
+    key: PRNGKeyArray,
 ) -> Test:
     """MMD² = Σ c_i c_j k(z_i, z_j) times nm/(n+m), z = (x, y), c = (1/n, −1/m); its p-value by random permutations.
 

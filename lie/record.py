@@ -1,4 +1,4 @@
-"""Frozen dataclasses as pytrees: the named fields are leaves, the others static."""
+"""Frozen dataclasses as pytrees: the named fields hold leaves or pytrees, the others are static."""
 
 import dataclasses
 from collections.abc import Callable
