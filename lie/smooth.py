@@ -308,6 +308,20 @@ def sqrt(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return jnp.where(at_zero, 0, jnp.sqrt(jnp.where(at_zero, 1, x)))
 
 
+def power(x: Float[Array, "*shape"], exponent: float) -> Float[Array, "*shape"]:
+    """x^exponent for x >= 0 and a fixed exponent > 0, by products and a root where 2 exponent is an integer.
+
+    At x = 0 the value is 0, and so are, by choice, all derivatives of an exponent that is not an integer.
+    """
+    whole = int(exponent)
+    if exponent == whole:
+        return x**whole
+    if 2 * exponent == 2 * whole + 1:
+        return x**whole * sqrt(x) if whole else sqrt(x)
+    at_zero = x == 0
+    return jnp.where(at_zero, 0, jnp.where(at_zero, 1, x) ** exponent)
+
+
 def angle(y: Float[Array, "*shape"], x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """atan2(y, x) in (−π, π]; 0 with zero derivatives at the origin, where no angle exists."""
     at_origin = (x == 0) & (y == 0)
