@@ -145,9 +145,10 @@ def sample(shape: tuple[int, ...] = (), dtype: Any = jnp.float32, *, key: PRNGKe
 def project(M: Float[ArrayLike, "*batch 3 3"]) -> Float[Array, "*batch 3 3"]:
     """The rotation closest to M in Frobenius norm: U diag(1, 1, det UV) Vᵀ of M = U S Vᵀ.
 
-    With signed singular values s1 >= s2 >= |s3| its condition is s1/(s2 + s3). Where s2 + s3 = 0 (all rotations about
-    one axis are equally close) one of them is returned and the derivative, elsewhere exact, is 0 by choice along the
-    free axis; where M is so small that second derivatives, ~1/|M|², could overflow (|M| < 5e-13 in float32), all are 0.
+    With signed singular values s1 >= s2 >= |s3| of M its condition number is κ = 2|M|/(√3 (s2 + s3)), 1 at a rotation,
+    and the relative error <= 3.3 eps κ (Frobenius norms). Where s2 + s3 = 0 (all rotations about one axis are equally
+    close) one of them is returned and the derivative, elsewhere exact, is 0 by choice along the free axis; where M is
+    so small that second derivatives, ~1/|M|², could overflow (|M| < 5e-13 in float32), all derivatives are 0.
     Found as the dominant eigenvector of Davenport's symmetric 4x4 matrix, then two Newton steps.
     """
     M = check.array("M", M, 3, 3)

@@ -158,12 +158,12 @@ def singular_matrices(dtype, singular_values, seed=0):
 )
 def test_project_is_as_exact_as_its_condition_allows(dtype, singular_values):
     M = singular_matrices(dtype, singular_values)
-    condition = singular_values[0] / (singular_values[1] + singular_values[2])
+    condition = 2 * np.linalg.norm(singular_values) / (np.sqrt(3) * (singular_values[1] + singular_values[2]))
     found = np.asarray(jax.jit(so3.project)(M)).astype(np.longdouble)
     with mpmath.workdps(45):
         q = [closest_quaternion(m) for m in M]
         true = np.array([oracle.to_array(oracle.exp(oracle.log_quaternion(x))) for x in q]).reshape(-1, 3, 3)
-    assert in_eps(np.sqrt(((found - true) ** 2).sum((1, 2))) / condition, dtype) <= 6.5
+    assert in_eps(np.sqrt(((found - true) ** 2).sum((1, 2)) / 3) / condition, dtype) <= 4
 
 
 def test_derivative_of_projection(dtype):
