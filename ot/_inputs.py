@@ -1,0 +1,61 @@
+"""What the solvers beyond pairs were handed: errors name the argument, for values too where arrays are concrete."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Float
+
+from lie import check
+
+
+def is_traced(*arguments: Any) -> bool:
+    """Whether any array among the arguments is abstract, so that its values cannot be looked at."""
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments))
+
+
+def require(name: str, holds: Array, expectation: str) -> None:
+    """Raises ValueError if any entry of the concrete boolean array `holds` is false; nothing for a traced one."""
+    if not is_traced(holds) and not bool(np.asarray(holds).all()):
+        raise ValueError(f"{name}: expected {expectation}")
+
+
+def positive(name: str, value: ArrayLike, dtype: Any) -> Float[Array, "..."]:
+    """`value` in `dtype`, any shape. Raises ValueError unless it is finite and > 0."""
+    value = jnp.asarray(value)
+    if not jnp.issubdtype(value.dtype, jnp.floating) and not jnp.issubdtype(value.dtype, jnp.integer):
+        raise TypeError(f"{name}: expected a number > 0, got {value.dtype}")
+    value = value.astype(dtype)
+    require(name, (value > 0) & jnp.isfinite(value), f"a finite number > 0, got {value}")
+    return value
+
+
+def weights(name: str, a: ArrayLike | None, size: int, dtype: Any) -> Float[Array, "..."]:
+    """Probabilities (*batch, size); None: uniform. Raises TypeError and ValueError for what is no such array."""
+    if size == 0:
+        raise ValueError(f"{name}: expected a cloud of at least one point, got none")
+    if a is None:
+        return jnp.full((size,), 1 / size, dtype)
+    a = check.array(name, a, size)
+    if a.dtype != dtype:
+        raise TypeError(f"{name}: expected dtype {dtype} of the cost, got {a.dtype}")
+    require(name, jnp.isfinite(a) & (a >= 0), "finite weights >= 0")
+    total = jnp.sum(a, axis=-1)
+    require(name, jnp.abs(total - 1) <= 64 * float(jnp.finfo(dtype).eps) * size**0.5, f"a sum of 1, got {total}")
+    return a
+
+
+def points(name: str, x: Any) -> Any:
+    """x itself, an array of points or a pytree of them. Raises ValueError for a NaN or an infinity."""
+    for leaf in jax.tree.leaves(x):
+        if jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating):
+            require(name, jnp.isfinite(leaf), "finite points; some are NaN or infinite")
+    return x
+
+
+def cost(name: str, C: Array) -> Array:
+    """C itself. Raises ValueError for NaN and infinity, which points that hold them or overflow give."""
+    require(name, jnp.isfinite(C), "points whose cost is finite; it has NaN or infinite entries")
+    return C
