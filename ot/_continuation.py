@@ -1,0 +1,157 @@
+"""From a cold start to the potentials at ε: a falling sequence of regularisations, first on a thinned problem.
+
+Each round makes the kernel afresh from the potentials, so that all scalings start at one, and climbs. The next ε is a
+sixth of the last, and g is extrapolated in ε along its last change. Large clouds do the large ε on every eighth point
+(and that on every sixty-fourth), whose potentials the full problem continues: its first rounds would cost the most.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from lie import smooth
+from ot import _ascent, _kernel, _pairs
+
+_FACTOR = 6.0
+_LOOSE = 0.03  # the error at which ε falls on; 0.1 costs up to ten times as much at ε = 0.001, 0.01 a tenth more
+_WARMEST = 0.5  # the first ε, in units of the spread of the cost
+_FULL_FROM = 0.1  # the ε, in the same unit, from which on all points take part
+_STRIDE = 8
+_THINNEST = 200
+_SAFE = 0.95  # of the tolerance: what rounding may add to the error of scaled float32 kernels
+_ROUNDS = 200
+_RESCUES = 3
+
+
+class State(NamedTuple):
+    """Potentials in the wide type and how far they are."""
+
+    f: Float[Array, "n"]
+    g: Float[Array, "m"]
+    epsilon: Float[Array, ""]
+    g_before: Float[Array, "m"]
+    epsilon_before: Float[Array, ""]  # 0: none
+    error: Float[Array, ""]
+    mass: Float[Array, ""]
+    sweeps: Int[Array, ""]
+    rounds: Int[Array, ""]
+    rescues: Int[Array, ""]
+    lost: Bool[Array, ""]  # the last round met an overflow or an empty row: the next one starts in logarithms
+    done: Bool[Array, ""]
+
+
+def start(f: Float[Array, "n"], g: Float[Array, "m"], epsilon: Float[Array, ""]) -> State:
+    """Before the first round."""
+    zero, none, no = jnp.zeros_like(epsilon), jnp.int32(0), jnp.asarray(False)
+    return State(f, g, epsilon, g, zero, zero + jnp.inf, zero, none, none, none, no, no)
+
+
+def cold(pairs: _pairs.Pairs, budget: Int[Array, ""], working: Any) -> State:
+    """A start without potentials: from the thinned problem, or from the means of the cost where it is small."""
+    if min(len(pairs.a), len(pairs.b)) // _STRIDE < _THINNEST:
+        f, g, spread = means(pairs.wide())
+        return start(f, g, jnp.maximum(pairs.wide().epsilon, _WARMEST * spread))
+    few = pairs.every(_STRIDE)
+    begun = cold(few, budget, working)
+    _, _, spread = means(few.wide())
+    end = jnp.maximum(few.wide().epsilon, _FULL_FROM * spread)
+    begun = begun._replace(epsilon=jnp.maximum(begun.epsilon, end))
+    reached = descend(few.at(end), begun, jnp.full_like(end, _LOOSE), budget, working, False)
+    f = _kernel.row_answer(pairs.against(few).wide(), reached.g, end, working)
+    g = _kernel.column_answer(few.against(pairs).wide(), reached.f, end, working)
+    return start(f, g, end)
+
+
+def means(pairs: _pairs.Pairs) -> tuple[Float[Array, "n"], Float[Array, "m"], Float[Array, ""]]:
+    """Means of the cost's rows and columns, which absorb what does not matter, and the spread of what is left."""
+    C = pairs.matrix()
+    a, b = pairs.a / jnp.sum(pairs.a), pairs.b / jnp.sum(pairs.b)
+    rows, columns = jnp.sum(C * b, axis=1), jnp.sum(a[:, None] * C, axis=0)
+    middle = jnp.sum(a * rows) / 2
+    f, g = rows - middle, columns - middle
+    spread = jnp.sum(a * jnp.sum(jnp.abs(C - f[:, None] - g) * b, axis=1))
+    return f, g, spread
+
+
+def descend(
+    pairs: _pairs.Pairs, state: State, tolerance: Array, budget: Int[Array, ""], working: Any, verify: bool
+) -> State:
+    """Rounds until the error at pairs.epsilon is at most `tolerance`, or sweeps run out.
+
+    `verify`: the last word has a kernel made afresh from the potentials that are returned, without any scaling.
+    """
+    make = _kernel.choose(pairs)
+    target = pairs.wide().epsilon
+
+    def unfinished(state: State) -> Bool[Array, ""]:
+        lively = (state.rounds < _ROUNDS) & (state.sweeps < budget) & (state.rescues <= _RESCUES)
+        return ~state.done & lively
+
+    def round_of(state: State) -> State:
+        state = jax.lax.while_loop(lambda s: s.lost, lambda s: _rescue(pairs, s, working), state)
+        epsilon, last = state.epsilon, state.epsilon <= target
+        problem = pairs.wide(epsilon).at(epsilon)
+        kernel = make(problem, state.f, state.g, epsilon, working)
+        marginals = _ascent.marginals(problem, state.f, state.g, working)
+        goal = jnp.where(last, _SAFE * tolerance, jnp.maximum(_LOOSE, tolerance)).astype(working)
+        point, sweeps = _ascent.climb(kernel, marginals, goal, budget - state.sweeps)
+        lost = ~(jnp.all(jnp.isfinite(point.phi)) & jnp.all(jnp.isfinite(point.gamma)) & jnp.isfinite(point.error))
+        reached = point.error <= goal
+        sure = (sweeps == 1) if verify else True
+        f = state.f + epsilon * point.phi.astype(epsilon.dtype)
+        g = state.g + epsilon * point.gamma.astype(epsilon.dtype)
+        fall = reached & ~last
+        following = jnp.where(fall, jnp.maximum(epsilon / _FACTOR, target), epsilon)
+        pace = smooth.divide(following - epsilon, epsilon - state.epsilon_before)
+        ahead = jnp.where(fall & (state.epsilon_before > 0), g + pace * (g - state.g_before), g)
+        keep = lambda new, old: jnp.where(lost, old, new)
+        return State(
+            keep(f, state.f),
+            keep(ahead, state.g),
+            keep(following, epsilon),
+            keep(jnp.where(fall, g, state.g_before), state.g_before),
+            keep(jnp.where(fall, epsilon, state.epsilon_before), state.epsilon_before),
+            jnp.where(last & ~lost, point.error.astype(epsilon.dtype), jnp.inf),
+            keep(jnp.sum(point.c).astype(epsilon.dtype), state.mass),
+            state.sweeps + sweeps,
+            state.rounds + 1,
+            state.rescues + lost,
+            lost,
+            last & reached & sure & ~lost,
+        )
+
+    return jax.lax.while_loop(unfinished, round_of, state)
+
+
+def completed(pairs: _pairs.Pairs, state: State) -> State:
+    """With the potentials of points that have no weight, which the ascent leaves alone; the plan does not see them."""
+    problem = pairs.wide()
+    kappa_a, kappa_b = problem.softness()
+    absent = (jnp.any(problem.a == 0) | jnp.any(problem.b == 0)) & jnp.isfinite(state.error)
+
+    def extend(carried):
+        f, g, _ = carried
+        there = problem.wide(f)
+        f_all = _kernel.row_answer(there, g, problem.epsilon, g.dtype) / (1 + kappa_a)
+        g_all = _kernel.column_answer(there, f, problem.epsilon, f.dtype) / (1 + kappa_b)
+        return jnp.where(problem.a > 0, f, f_all), jnp.where(problem.b > 0, g, g_all), jnp.asarray(False)
+
+    f, g, _ = jax.lax.while_loop(lambda carried: carried[2], extend, (state.f, state.g, absent))
+    return state._replace(f=f, g=g)
+
+
+def value(pairs: _pairs.Pairs, state: State) -> Float[Array, ""]:
+    """The dual objective at the potentials of the last round."""
+    problem = pairs.wide()
+    return problem.gain(state.f, state.g) - problem.epsilon * (state.mass - jnp.sum(problem.a) * jnp.sum(problem.b))
+
+
+def _rescue(pairs: _pairs.Pairs, state: State, working: Any) -> State:
+    """One Sinkhorn iteration in logarithms, after which no row or column of the kernel is empty or overflows."""
+    pairs = pairs.wide(state.epsilon).at(state.epsilon)
+    kappa_a, kappa_b = pairs.softness()
+    f = _kernel.row_answer(pairs, state.g, state.epsilon, working) / (1 + kappa_a)
+    g = _kernel.column_answer(pairs, f, state.epsilon, working) / (1 + kappa_b)
+    return state._replace(f=f, g=g, lost=jnp.asarray(False), sweeps=state.sweeps + 2)

@@ -1,0 +1,156 @@
+"""What `sinkhorn.solve` and its relatives were handed, as one problem with one batch shape and one type.
+
+Shapes and types are always checked, values where the arrays are concrete; each error names the argument.
+"""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike
+
+from lie import check
+from ot import _pairs, costs
+
+
+def concrete(*arrays: Any) -> bool:
+    """Whether all values can be looked at."""
+    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arrays))
+
+
+def scalar(name: str, value: ArrayLike | None, dtype: Any, positive: bool = True) -> Array:
+    """A number, or one for each problem of a batch. Raises ValueError unless finite and > 0 (>= 0)."""
+    try:
+        number = jnp.asarray(value, dtype)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}") from error
+    if concrete(number):
+        held = np.asarray(number, np.float64)
+        if not (np.isfinite(held) & ((held > 0) if positive else (held >= 0))).all():
+            raise ValueError(f"{name}: expected a finite number {'> 0' if positive else '>= 0'}, got {value}")
+    return number
+
+
+def problem(
+    x: Any, y: Any, a: ArrayLike | None, b: ArrayLike | None, cost: Any, epsilon: ArrayLike, mass_penalty: Any
+) -> tuple[_pairs.Pairs, tuple[int, ...]]:
+    """The problem with every array but those of the cost broadcast to one batch shape, and that shape.
+
+    float16 and bfloat16 become float32. Raises TypeError and ValueError, naming the argument, for clouds that are
+    empty, not finite, of other types or dimensions, negative or empty weights, totals that differ without
+    `mass_penalty`, and an ε that is not positive.
+    """
+    cost = costs.wrap(cost)
+    if isinstance(cost, costs.Precomputed):
+        sizes, batch, dtype = _given_matrix(cost, x, y)
+    else:
+        sizes, batches, dtypes = zip(*(_cloud(name, p, cost) for name, p in (("x", x), ("y", y))), strict=True)
+        if dtypes[0] != dtypes[1]:
+            raise TypeError(f"x and y: expected one dtype, got {dtypes[0]} and {dtypes[1]}")
+        dtype, batch = dtypes[0], _common_batch(x=batches[0], y=batches[1])
+    a, b = (weights(*named, dtype) for named in (("a", a, sizes[0]), ("b", b, sizes[1])))
+    epsilon = scalar("epsilon", epsilon, dtype)
+    rho = _penalties(mass_penalty, dtype)
+    _require_equal_totals(a, b, rho)
+    shapes = {"a": a.shape[:-1], "b": b.shape[:-1], "epsilon": epsilon.shape}
+    batch = _common_batch(clouds=batch, **shapes, **{"mass_penalty": r.shape for r in rho if r is not None})
+    spread = lambda value, events: jnp.broadcast_to(value, (*batch, *value.shape[value.ndim - events :]))
+    if isinstance(cost, costs.Precomputed):
+        cost = replace(cost, C=spread(cost.C, 2))
+    else:
+        x, y = (
+            jax.tree.map(lambda e, leaf: spread(jnp.asarray(leaf), e + 1), cost.event_dimensions, p) for p in (x, y)
+        )
+    rho = [None if r is None else spread(r, 0) for r in rho]
+    pairs = _pairs.Pairs(x, y, spread(a, 1), spread(b, 1), cost, spread(epsilon, 0), *rho)
+    return (_pairs.astype(pairs, jnp.float32) if dtype.itemsize < 4 else pairs), batch
+
+
+def weights(name: str, a: ArrayLike | None, size: int, dtype: Any) -> Array:
+    """Weights (*batch, size), uniform for None. Raises unless they are finite, >= 0 and not all 0."""
+    if a is None:
+        return jnp.full(size, 1 / size, dtype)
+    a = check.array(name, a, size)
+    if a.dtype != dtype:
+        raise TypeError(f"{name}: expected {dtype} as the points have, got {a.dtype}")
+    if concrete(a):
+        held = np.asarray(a, np.float64)
+        if not (np.isfinite(held) & (held >= 0)).all():
+            raise ValueError(f"{name}: expected finite weights >= 0, got some from {held.min()} to {held.max()}")
+        if not (held.sum(axis=-1) > 0).all():
+            raise ValueError(f"{name}: expected weights with a positive total, got only zeros")
+    return a
+
+
+def _cloud(name: str, points: Any, cost: costs.Cost) -> tuple[int, tuple[int, ...], Any]:
+    """How many points, the batch shape and the type."""
+    found: list[tuple[tuple[int, ...], Any]] = []
+
+    def visit(events: int, leaf: Any) -> None:
+        leaf = jnp.asarray(leaf)
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(f"{name}: expected floating-point coordinates, got {leaf.dtype} with shape {leaf.shape}")
+        if leaf.ndim < events + 1:
+            raise ValueError(f"{name}: expected a cloud of shape (..., n{', d' * events}), got {leaf.shape}")
+        if concrete(leaf) and not np.isfinite(np.asarray(leaf, np.float64)).all():
+            raise ValueError(f"{name}: expected finite points, got NaN or infinity in shape {leaf.shape}")
+        found.append((leaf.shape[: leaf.ndim - events], leaf.dtype))
+
+    try:
+        jax.tree.map(visit, cost.event_dimensions, points)
+    except ValueError as error:
+        raise error if str(error).startswith(f"{name}: ") else ValueError(f"{name}: {error}") from error
+    (shape, dtype), *others = found
+    if any(other != (shape, dtype) for other in others):
+        raise ValueError(f"{name}: expected one batch shape, number of points and dtype in all leaves, got {found}")
+    if shape[-1] == 0:
+        raise ValueError(f"{name}: expected at least one point, got an empty cloud of shape {shape}")
+    return shape[-1], shape[:-1], dtype
+
+
+def _given_matrix(cost: costs.Precomputed, x: Any, y: Any) -> tuple[list[int], tuple[int, ...], Any]:
+    sizes = [size if points is None else len(points) for size, points in zip(cost.C.shape[-2:], (x, y), strict=True)]
+    for name, size in zip("xy", sizes, strict=True):
+        if size == 0:
+            raise ValueError(f"{name}: expected at least one point, got an empty cloud")
+    if concrete(cost.C) and not np.isfinite(np.asarray(cost.C)).all():
+        raise ValueError("cost: expected a matrix C of finite numbers, got NaN or infinity")
+    return sizes, cost.C.shape[:-2], cost.C.dtype
+
+
+def _penalties(mass_penalty: Any, dtype: Any) -> list[Array | None]:
+    """ρ of both sides: None for a marginal that must be met."""
+    if mass_penalty is None:
+        return [None, None]
+    if not isinstance(mass_penalty, tuple) or len(mass_penalty) != 2:
+        raise TypeError(f"mass_penalty: expected None or a pair (rho_a, rho_b), got {mass_penalty!r}")
+    return [
+        None if rho is None or (concrete(rho) and np.ndim(rho) == 0 and math.isinf(float(rho)) and rho > 0)
+        else scalar("mass_penalty", rho, dtype)
+        for rho in mass_penalty
+    ]  # fmt: skip
+
+
+def _require_equal_totals(a: Array, b: Array, rho: list[Array | None]) -> None:
+    if rho == [None, None] and concrete(a, b):
+        total_a, total_b = (np.asarray(w, np.float64).sum(axis=-1) for w in (a, b))
+        allowed = (
+            4 * float(jnp.finfo(a.dtype).eps) * math.sqrt(max(a.shape[-1], b.shape[-1])) * np.maximum(total_a, total_b)
+        )
+        if not (np.abs(total_a - total_b) <= allowed).all():
+            raise ValueError(
+                f"a and b: expected equal totals, got {np.ravel(total_a)[0]:.6g} and {np.ravel(total_b)[0]:.6g}; "
+                "normalise them, or allow the difference by mass_penalty=(rho_a, rho_b)"
+            )
+
+
+def _common_batch(**shapes: tuple[int, ...]) -> tuple[int, ...]:
+    try:
+        return np.broadcast_shapes(*shapes.values())
+    except ValueError as error:
+        found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"expected leading axes that broadcast, got {found}") from error
