@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 
 class Scaling(NamedTuple):
@@ -35,7 +35,7 @@ def solve(
     log_b: Float[Array, "m"],
     epsilon: Array,
     g: Float[Array, "m"],
-    tolerance: Array,
+    tolerance: ArrayLike,
     max_steps: int,
     active: Bool[Array, ""] | bool = True,
 ) -> Scaling:
