@@ -135,7 +135,7 @@ def climb(
 
 
 def visit(kernel: _kernel.Kernel, marginals: Marginals, gamma: Float[Array, "m"]) -> Point:
-    """The point at γ, by one sweep. Entries without weight stay at φ = γ = 0: their potentials are formed at the end."""
+    """The point at γ, by one sweep. Entries without weight stay at φ = γ = 0: their potentials come at the end."""
     a, b, f, g, kappa_a, kappa_b = marginals
     gamma = jnp.where(b > 0, gamma, 0)
     q = b * jnp.exp(gamma)

@@ -102,7 +102,7 @@ def objective(pairs: _pairs.Pairs, dual: Dual) -> Float[Array, ""]:
 
 
 def sums(pairs: _pairs.Pairs, dual: Dual) -> tuple[Float[Array, "n"], Float[Array, "m"]]:
-    """Σ_j b_j e^E_ij and Σ_i a_i e^E_ij with E = (f_i + g_j − C_ij)/ε: each one at the optimum of a balanced problem."""
+    """Σ_j b_j e^E_ij and Σ_i a_i e^E_ij, E = (f_i + g_j − C_ij)/ε: each is one at the optimum of a balanced problem."""
 
     def of_block(x, a, f, f_low):
         kernel = jnp.exp(exponent(x, pairs.y, pairs.cost, pairs.epsilon, Dual(f, dual.g, f_low, dual.g_low)))
@@ -144,7 +144,7 @@ def exponent(x: Any, y: Any, cost: Any, epsilon: Float[Array, ""], dual: Dual) -
 
 @exponent.defjvp
 def _exponent_jvp(primals, tangents):
-    x, y, cost, epsilon, dual = primals
+    x, y, cost, epsilon, _ = primals
     *motion, epsilon_dot, dual_dot = tangents
     _, C_dot = jax.jvp(lambda x, y, cost: cost(x, y), (x, y, cost), tuple(motion))
     E = exponent(*primals)
@@ -179,8 +179,8 @@ def _newton_step(pairs: _pairs.Pairs, dual: Dual) -> Dual:
 def _potentials_dot(pairs: _pairs.Pairs, dual: Dual, motion: Any) -> tuple[Float[Array, "n"], Float[Array, "m"]]:
     """The motion of the potentials that keeps log Σ_j b_j e^E_ij + f_i/ρ_a = 0 and its twin, where Σ c_j dg_j = 0.
 
-    With u = df/ε, w = dg/ε and the rates A', B' of the two conditions at fixed potentials, u = −(A' + K b w/r̂)/(1 + κ_a)
-    and S w = P^T A'/(1 + κ_a) − c B'.
+    With u = df/ε, w = dg/ε and the rates A', B' of the two conditions at fixed potentials,
+    u = −(A' + K b w/r)/(1 + κ_a) for the row sums r, and S w = P^T A'/(1 + κ_a) − c B'.
     """
 
     def conditions(pairs):
@@ -194,7 +194,7 @@ def _potentials_dot(pairs: _pairs.Pairs, dual: Dual, motion: Any) -> tuple[Float
     hard = pairs.rho_a is None and pairs.rho_b is None
     c = pairs.b * columns
 
-    def answer(w, rate):  # (A' + K b w/r̂)/(1 + κ_a) of each row, and its product with a, K from the left
+    def answer(w, rate):  # (A' + K b w/r)/(1 + κ_a) of each row, and its product with a, K from the left
         def of_block(x, a, f, f_low, row, rate):
             kernel = jnp.exp(exponent(x, pairs.y, pairs.cost, pairs.epsilon, Dual(f, dual.g, f_low, dual.g_low)))
             pulled = smooth.divide(jnp.dot(kernel, pairs.b * w, precision=_kernel.HIGHEST), row)

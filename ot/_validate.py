@@ -57,7 +57,8 @@ def problem(
     rho = _penalties(mass_penalty, dtype)
     _require_equal_totals(a, b, rho)
     shapes = {"a": a.shape[:-1], "b": b.shape[:-1], "epsilon": epsilon.shape}
-    batch = _common_batch(clouds=batch, **shapes, **{"mass_penalty": r.shape for r in rho if r is not None})
+    penalties = {f"rho_{side}": r.shape for side, r in zip("ab", rho, strict=True) if r is not None}
+    batch = _common_batch(clouds=batch, **shapes, **penalties)
     spread = lambda value, events: jnp.broadcast_to(value, (*batch, *value.shape[value.ndim - events :]))
     if isinstance(cost, costs.Precomputed):
         cost = replace(cost, C=spread(cost.C, 2))

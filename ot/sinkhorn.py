@@ -1,8 +1,8 @@
 """Entropic transport: min over plans P of <C, P> + ε KL(P | a b^T), by one call that picks its own method.
 
-The plan is P_ij = a_i b_j exp((f_i + g_j − C_ij)/ε). The solver keeps a float32 kernel with exponents formed in float64,
-lets ε fall to its value, thins large clouds first, and takes truncated Newton steps near the solution; above 2^27 pairs
-the kernel is never stored. Derivatives come from the solution (`_implicit`), not from the iteration.
+The plan is P_ij = a_i b_j exp((f_i + g_j − C_ij)/ε). The solver keeps a float32 kernel with exponents formed in
+float64, lets ε fall to its value, thins large clouds first, and takes truncated Newton steps near the solution; above
+2^27 pairs the kernel is never stored. Derivatives come from the solution (`_implicit`), not from the iteration.
 """
 
 from dataclasses import dataclass, replace
@@ -24,8 +24,8 @@ class Potentials:
 
     f (*batch, n), g (*batch, m): potentials in the unit of the cost, as sums f + f_low of two numbers: at ε = 0.001 of
     the mean cost, potentials rounded to float32 alone move the marginals by 1.5e-5. With both marginals hard they are
-    unique up to a constant (f + t, g − t). value: the dual objective, a lower bound of the least <C, P> + ε KL(P | a b^T)
-    (+ ρ_a KL(P 1 | a) + ρ_b KL(P^T 1 | b)), and equal to it at convergence. error: the L1 violation of both marginals,
+    unique up to a constant (f + t, g − t). value: the dual objective, a lower bound of the least
+    <C, P> + ε KL(P | a b^T) (+ ρ_a KL(P 1 | a) + ρ_b KL(P^T 1 | b)), and equal to it at convergence. error: the L1 violation of both marginals,
     summed, relative to the mass of the plan (of the optimality conditions, where marginals are soft). steps: products
     of the kernel with a vector; two are one iteration of Sinkhorn's. converged: whether error <= tolerance.
     """
