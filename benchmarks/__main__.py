@@ -13,7 +13,7 @@ from types import ModuleType
 
 import jax
 
-from benchmarks import gate, harness
+from benchmarks import gate, harness, page
 
 _PREFIXES = {"bench_": "", "accuracy_": "accuracy_"}  # file name's start -> what it is called by
 _VERSIONS = ("haar", "jax", "jaxlib", "numpy", "jaxlie", "e3nn-jax", "e3x")
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--gate", action="store_true", help="exit 1 when a metric is worse than its baseline")
     parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds")
     parser.add_argument("--only", nargs="+", default=(), metavar="PART", help="metrics whose name contains PART")
-    parser.add_argument("--save", action="store_true", help="write what was measured into the baseline")
+    parser.add_argument("--save", action="store_true", help="write what was measured into the baseline and its page")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured to a file")
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     chosen = parser.parse_args(arguments)
@@ -96,6 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             blocked[name] = str(reason)
             print(f"  not run: {reason}", flush=True)
 
+    if chosen.save:
+        page.PAGE.write_text(page.render(found))
     if chosen.json:
         records = {name: [gate.as_record(metric) for metric in metrics] for name, metrics in results.items()}
         chosen.json.write_text(json.dumps({"machine": machine, "metrics": records}, indent=2) + "\n")

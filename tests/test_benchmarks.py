@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import gate, harness
+from benchmarks import gate, harness, page
 from benchmarks.harness import Metric, Options
 
 
@@ -215,3 +215,17 @@ def test_scratch_memory_is_reported():
         return jnp.sort(x + 1)[::2]  # the sorted array is larger than the result: scratch
 
     assert harness.temporary_bytes(sort_a_copy, jnp.ones(1000, jnp.float32)) >= 4000
+
+
+def test_the_page_follows_from_the_baseline():
+    """`python -m benchmarks NAME --save` rebuilds it; nothing between its markers is typed by hand."""
+    assert page.PAGE.read_text() == page.render(command.discover())
+
+
+def test_the_page_shows_every_figure():
+    machine = {"cores": "2", "processor": "P", "python": "3.11", "jax": "0.10", "jaxlie": "absent"}
+    document = {"machine": {"lie": machine}, "metrics": {"lie": {"exp/1e5": 2.0, "exp/1e6": 3.456, "log/1e6": 1.0}}}
+    lines = page.markdown(document, command.discover()).splitlines()
+    assert lines[0] == "## `python -m benchmarks lie`"
+    assert lines[4] == "2 cores (P), Python 3.11, jax 0.10."
+    assert lines[-4:] == ["| | 1e5 | 1e6 |", "|---|---|---|", "| exp | 2 | 3.46 |", "| log |  | 1 |"]
