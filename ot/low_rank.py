@@ -100,14 +100,14 @@ def solve(
     return _solve(A, B, a, b, epsilon, rank, tolerance, max_steps)
 
 
-@partial(jax.jit, static_argnames=("rank", "max_steps"))
-def _solve(A, B, a, b, epsilon, rank: int, tolerance: Any, max_steps: int) -> LowRank:
+@partial(jax.jit, static_argnames="rank")
+def _solve(A, B, a, b, epsilon, rank: int, tolerance: Any, max_steps: Any) -> LowRank:
     solver = partial(_solve_one, rank=rank, tolerance=tolerance, max_steps=max_steps)
     return _batch.over(solver, [A, B, a, b, epsilon], [2, 2, 1, 1, 0])
 
 
 def _solve_one(
-    A: Array, B: Array, a: Array, b: Array, epsilon: Array, *, rank: int, tolerance: Any, max_steps: int
+    A: Array, B: Array, a: Array, b: Array, epsilon: Array, *, rank: int, tolerance: Any, max_steps: Any
 ) -> LowRank:
     live = A, B
     A, B, a, b, epsilon = jax.lax.stop_gradient((A, B, a, b, epsilon))

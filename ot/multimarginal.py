@@ -106,14 +106,14 @@ def solve(
     return _solve(_inputs.positive("epsilon", epsilon, dtype), tuple(a), tuple(matrices), graph, tolerance, max_steps)
 
 
-@partial(jax.jit, static_argnames=("edges", "max_steps"))
+@partial(jax.jit, static_argnames="edges")
 def _solve(
     epsilon: Array,
     a: tuple[Array, ...],
     matrices: tuple[Array, ...],
     edges: Edges | None,
     tolerance: Any,
-    max_steps: int,
+    max_steps: Any,
 ) -> MultiMarginal:
     count = len(a)
 
@@ -206,7 +206,7 @@ def _solve_one(
     matrices: tuple[Array, ...],
     edges: Edges | None,
     tolerance: Any,
-    max_steps: int,
+    max_steps: Any,
 ) -> MultiMarginal:
     log_a = tuple(smooth.log(a_k) for a_k in a)
     eps, weights, log_weights, C = jax.lax.stop_gradient((epsilon, a, log_a, matrices))

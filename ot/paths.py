@@ -51,7 +51,10 @@ def displacement(
     if potentials.f.ndim != 1:
         raise ValueError(f"potentials: expected those of one problem, (n,), got {potentials.f.shape}; use jax.vmap")
     i, j = potentials.sample_pairs(size, key=key)
-    x, y = jax.tree.map(lambda leaf: leaf[i], potentials.x), jax.tree.map(lambda leaf: leaf[j], potentials.y)
+    x, y = (
+        jax.tree.map(lambda leaf: leaf[i], potentials.pairs.x),
+        jax.tree.map(lambda leaf: leaf[j], potentials.pairs.y),
+    )
     return interpolate(x, y, t, group=group)
 
 

@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose
 from scipy import optimize
 
 from lie import euclidean, group, se3, so2, so3, sphere, su2
-from ot import costs, coupling, paths
+from ot import costs, coupling, paths, sinkhorn
 
 PRODUCT = group.product(so3, euclidean.Space(2))
 SPACES = {"R^n": None, "so2": so2, "so3": so3, "su2": su2, "se3": se3, "product": PRODUCT, "sphere": sphere}
@@ -68,6 +68,19 @@ def test_a_pair_that_stays_has_no_velocity(space):
     x = samples(space, 4, (3,))
     assert_allclose(paths.velocity(x, x, 0.5, group=space), 0, atol=1e-15)
     assert jax.grad(lambda t: jnp.sum(paths.velocity(x, x, t, group=space) ** 2))(0.5) == 0
+
+
+def test_displacement_draws_from_the_interpolated_plan():
+    x, y = samples(None, 0, (5,)), samples(None, 1, (4,)) + 3
+    plan = sinkhorn.solve(x, y, epsilon=1.0, tolerance=1e-8)
+    z = paths.displacement(plan, 0.25, size=20_000, key=jax.random.key(2))
+    P = np.asarray(plan.plan())
+    points = 0.75 * np.asarray(x)[:, None] + 0.25 * np.asarray(y)
+    mean, second = np.einsum("ij,ijd->d", P, points), np.einsum("ij,ijd->d", P, points**2)
+    deviation = np.sqrt(second - mean**2)
+    assert np.all(np.abs(np.mean(z, 0) - mean) < 5 * deviation / np.sqrt(20_000))
+    with pytest.raises(ValueError, match="potentials"):
+        paths.displacement(sinkhorn.solve(x[None], y, epsilon=1.0), 0.5, size=2, key=jax.random.key(0))
 
 
 def test_bad_input_is_named(own_checks):
