@@ -48,22 +48,29 @@ def _stumpff_jvp(order, primals, tangents):
 
 def _circular(order: int, x: Array) -> Array:
     """c_0 or c_1, beyond π/2 from the reduced angle."""
-    reduced, sign, shrunk = _reduce(x)
+    reduced, sign, shrunk, _ = _reduce(x)
     value = polynomial(_stumpff_series(order, x.dtype.itemsize), reduced)
     return value * (sign if order == 0 else shrunk)
 
 
-def _reduce(x: Array) -> tuple[Array, Array, Array]:
-    """r², s, s r/θ of a reduced angle |r| <= π/2: cos θ = s cos r, sin θ/θ = (s r/θ) sin r/r; r = θ below π/2."""
+def _reduce(x: Array) -> tuple[Array, Array, Array, Array]:
+    """r², s, s r/θ, 1/x of a reduced angle |r| <= π/2: cos θ = s cos r, sin θ/θ = (s r/θ) sin r/r; below π/2 r = θ.
+
+    1/x is that of 1 below π/2. One root and one division: each is a kernel of its own to compile. (Both from one rsqrt
+    would lose an ulp of θ.)
+    """
     near = x < _SERIES_END[0]
-    theta = jnp.sqrt(jnp.where(near, 1, x))
+    far = jnp.where(near, 1, x)
+    theta = jnp.sqrt(far)
+    inverse_theta = 1 / theta
     turns = jnp.round(theta * (1 / math.pi))
     bits = 2.0**9 if x.dtype.itemsize == 4 else 2.0**28  # so many that turns * coarse is exact for thousands of turns
     coarse = round(math.pi * bits) / bits
     r = (theta - turns * coarse) - turns * (math.pi - coarse + math.sin(math.pi))  # sin of the float π is what it lacks
     r = jnp.clip(r, -1.6, 1.6)  # where θ is so large that its rounding exceeds a turn, the value still lies in [−1, 1]
     sign = jnp.where(near, 1, 1 - 2 * (turns - 2 * jnp.floor(turns / 2)))
-    return jnp.where(near, x, r * r), sign, jnp.where(near, 1, sign * (r / theta))
+    shrunk = jnp.where(near, 1, sign * r * inverse_theta)
+    return jnp.where(near, x, r * r), sign, shrunk, inverse_theta * inverse_theta
 
 
 def _series_or_recursion(order: int, x: Array) -> Array:
@@ -157,9 +164,9 @@ def cotangent_pair(theta_squared: Float[Array, "*shape"]) -> tuple[Float[Array, 
     wide = theta_squared.astype(jnp.float32) if theta_squared.dtype.itemsize < 4 else theta_squared
     y = wide / 4
     series = _taylor(_cotangent_series, _SERIES_END_ABOVE, y.dtype.itemsize)
-    k, slope = elementwise.stored(polynomials((series, _slope(series)), jnp.stack([y, y])))
-    cotangent = 1 - y * k
-    value, derivative = (k + 1 / (4 * cotangent)) / 4, (slope + (k + y * slope) / (4 * cotangent * cotangent)) / 16
+    k, slope = elementwise.stored(polynomials((series, _slope(series)), jnp.broadcast_to(y, (2, *y.shape))))
+    tangent = 1 / (1 - y * k)
+    value, derivative = (k + tangent / 4) / 4, (slope + (k + y * slope) * tangent * tangent / 4) / 16
     return value.astype(theta_squared.dtype), derivative.astype(theta_squared.dtype)
 
 
@@ -197,17 +204,15 @@ def stumpff_family(count: int, x: Float[Array, "*shape"]) -> tuple[Float[Array, 
     """
     wide = x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
     y, size, more = wide / 4, wide.dtype.itemsize, range(3, count)
-    reduced, sign, shrunk = _reduce(y)
+    reduced, sign, shrunk, reciprocal = _reduce(y)
     near = wide < _SERIES_END_ABOVE
-    inside, outside = jnp.where(near, wide, 0), jnp.where(near, _SERIES_END_ABOVE, wide)
     rows = tuple(_stumpff_series(k, size) for k in (0, 1, *more))
-    cosine, sine, *series = elementwise.stored(
-        polynomials(rows, jnp.stack([reduced, reduced, *[inside for _ in more]]))
-    )
+    halved = np.array([[True], [True], *[[False] for _ in more]]).reshape(count - 1, *[1] * x.ndim)
+    cosine, sine, *series = elementwise.stored(polynomials(rows, jnp.where(halved, reduced, jnp.where(near, wide, 0))))
     w, s = sign * cosine, shrunk * sine
     members = [w * w - y * s * s, w * s, s * s / 2]
     for k, value in zip(more, series, strict=True):
-        members.append(jnp.where(near, value, (1 / math.factorial(k - 2) - members[k - 2]) / outside))
+        members.append(jnp.where(near, value, (1 / math.factorial(k - 2) - members[k - 2]) * (reciprocal / 4)))
     return tuple(member.astype(x.dtype) for member in members)
 
 
@@ -336,11 +341,11 @@ def angle_ratio(w: Float[Array, "*shape"], v_squared: Float[Array, "*shape"]) ->
     """
     wide = jnp.float32 if w.dtype.itemsize < 4 else w.dtype
     w, squared, narrow = w.astype(wide), v_squared.astype(wide), w.dtype
-    first = w + sqrt(w * w + squared)
-    quarter = divide(squared, first * first)  # tan²(θ/4) <= 1
-    second = 1 + jnp.sqrt(1 + quarter)
+    first = divide(jnp.ones_like(w), w + sqrt(w * w + squared))
+    quarter = squared * first * first  # tan²(θ/4) <= 1
+    second = 1 / (1 + jnp.sqrt(1 + quarter))
     series = _taylor(lambda j: (-1) ** j / (2 * j + 1), 0.1716, w.dtype.itemsize)
-    return divide(8 * polynomial(series, quarter / (second * second)), first * second).astype(narrow)
+    return (8 * polynomial(series, quarter * second * second) * first * second).astype(narrow)
 
 
 def acos(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -182,6 +182,33 @@ def cross_terms(a: Array, p: Array, omega: Array, u: Array) -> Array:
     return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
 
 
+# What rules of differentiation use instead of the two functions above: broadcast products and a gather in place of
+# stacks. XLA compiles each in less than half the time (45 ms, not 103), but 1e5 rotations take half as long again.
+_ROLE = np.array([[0, 2, 1], [2, 0, 0], [1, 0, 0]])
+_SIGN = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])
+_HAT = np.where(np.arange(3)[:, None, None] == _ROLE, _SIGN, 0)  # ω̂ = Σ_k ω_k _HAT[k]
+
+
+def compact_isotropic(a: Array, b: Array | float, c: Array, omega: Array) -> Array:
+    """`isotropic`, for rules."""
+    b, scaled = jnp.asarray(b, omega.dtype), c[..., None] * omega
+    skew = (b[..., None] * omega)[..., _ROLE] * _SIGN.astype(omega.dtype)
+    return a[..., None, None] * np.eye(3, dtype=omega.dtype) + skew + scaled[..., :, None] * omega[..., None, :]
+
+
+def compact_cross_terms(a: Array, p: Array, omega: Array, u: Array) -> Array:
+    """`cross_terms`, for rules."""
+    skew = p[..., _ROLE] * _SIGN.astype(omega.dtype)
+    outer = omega[..., :, None] * u[..., None, :] + u[..., :, None] * omega[..., None, :]
+    return a[..., None, None] * np.eye(3, dtype=omega.dtype) + skew + outer
+
+
+def turned(R: Array, phi: Array) -> Array:
+    """R φ̂, linear in φ, with a transpose that is two products."""
+    skew = elementwise.einsum("...k,kij->...ij", phi, jnp.asarray(_HAT, phi.dtype))
+    return elementwise.einsum("...ij,...jk->...ik", R, skew)
+
+
 def _left_jacobian_inverse(omega: Array) -> Array:
     theta_squared = elementwise.dot(omega, omega)
     k = smooth.cotangent_coefficient(theta_squared)
@@ -190,26 +217,23 @@ def _left_jacobian_inverse(omega: Array) -> Array:
 
 @jax.custom_jvp
 def _exp(omega: Array) -> Array:
-    quarter = elementwise.dot(omega, omega) / 4
-    w, s = smooth.cos(quarter), smooth.sinc(quarter)
-    return isotropic(w * w - quarter * s * s, w * s, s * s / 2, omega)
+    return isotropic(*smooth.stumpff_family(3, elementwise.dot(omega, omega)), omega)
 
 
 @_exp.defjvp
 def _exp_jvp(primals, tangents):
     (omega,), (omega_dot,) = primals, tangents
     c0, c1, c2, c3 = smooth.stumpff_family(4, elementwise.dot(omega, omega))
-    R, J = isotropic(c0, c1, c2, omega), isotropic(c1, c2, c3, omega)
-    body = elementwise.einsum("...ji,...j->...i", J, omega_dot)
-    return R, elementwise.einsum("...ij,...jk->...ik", R, hat(body))
+    R, J = isotropic(c0, c1, c2, omega), compact_isotropic(c1, c2, c3, omega)
+    return R, turned(R, elementwise.einsum("...ji,...j->...i", J, omega_dot))
 
 
 @jax.custom_jvp
 def log_unchecked(R: Array) -> Array:
     """`log` of a product of rotations, whose rounding its check need not forgive."""
-    w, x, y, z = elementwise.stored(jnp.stack(_quaternion_direction(R)))
-    ratio = smooth.angle_ratio(w, x * x + y * y + z * z)
-    return jnp.stack([ratio * x, ratio * y, ratio * z], axis=-1)
+    q = elementwise.stored(jnp.stack(_quaternion_direction(R)))
+    v = jnp.moveaxis(q[1:], 0, -1)
+    return smooth.angle_ratio(q[0], elementwise.dot(v, v))[..., None] * v
 
 
 @log_unchecked.defjvp
@@ -217,7 +241,10 @@ def _log_jvp(primals, tangents):
     (R,), (R_dot,) = primals, tangents
     omega = log_unchecked(R)
     body, _ = body_rates(R, R_dot)
-    return omega, elementwise.einsum("...ji,...j->...i", _left_jacobian_inverse(omega), body)
+    theta_squared = elementwise.dot(omega, omega)
+    k = smooth.cotangent_coefficient(theta_squared)
+    J = compact_isotropic(1 - theta_squared * k, -0.5, k, omega)
+    return omega, elementwise.einsum("...ji,...j->...i", J, body)
 
 
 def body_rates(R: Array, R_dot: Array) -> tuple[Array, Array]:
@@ -226,8 +253,9 @@ def body_rates(R: Array, R_dot: Array) -> tuple[Array, Array]:
     Without the correction the derivative of log inherits the 8 eps by which R is not orthogonal: 4.8, not 1.6 eps.
     """
     excess = jax.lax.stop_gradient(R[..., 0, :] ** 2 + R[..., 1, :] ** 2 + R[..., 2, :] ** 2 - 1)
-    others = jnp.stack([excess[..., i] + excess[..., (i + 1) % 3] for i in (1, 2, 0)], axis=-1)
-    phi = _vee(elementwise.einsum("...ji,...jk->...ik", R, R_dot))
+    others = (excess[..., :1] + excess[..., 1:2] + excess[..., 2:]) - excess
+    relative = elementwise.einsum("...ji,...jk->...ik", R, R_dot)
+    phi = elementwise.einsum("...ij,kij->...k", relative, jnp.asarray(_HAT / 2, R.dtype))
     return phi * (1 - others / 2), excess
 
 

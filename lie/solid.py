@@ -18,7 +18,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
-from lie import smooth
+from lie import elementwise, smooth
 
 
 def values(x: Float[Array, "batch 3"], max_degree: int, normalize: bool) -> Float[Array, "batch orders"]:
@@ -76,12 +76,22 @@ def _third(missing: str, first: Array, second: Array, max_degree: int) -> Array:
     """
     sides = [side for side in _SIDES if side != missing]
     pair = {side: array.T for side, array in zip(sides, (first, second), strict=True)}
-    columns = [[] for _ in range(3 if missing == "direction" else (max_degree + 1) ** 2)]
+    # Products with one factor in common are summed before they meet it: at degree 8 a third of the time, for the loop
+    # over rows then has two thirds of the multiplications and fits the registers. Measured and slower: one matrix
+    # product with the table of coefficients (4 to 13 times), tiles of 16 rows (2 times), a loop for each axis (equal).
+    shared, inner = ("upper", "lower") if missing == "direction" else ("direction", (set(sides) - {"direction"}).pop())
+    columns = [{} for _ in range(3 if missing == "direction" else (max_degree + 1) ** 2)]
     for size, places in _slopes(max_degree):
-        one, other = (pair[side][places[side]] for side in sides)
-        columns[places[missing]].append(size * (one * other))
+        columns[places[missing]].setdefault(places[shared], []).append(size * pair[inner][places[inner]])
     zero = jnp.zeros_like(first[:, 0])
-    return jnp.stack([_sum(terms) if terms else zero for terms in columns], axis=-1)
+    cofactor = jnp.stack(
+        [
+            _sum([pair[shared][place] * _sum(terms) for place, terms in groups.items()]) if groups else zero
+            for groups in columns
+        ],
+        axis=-1,
+    )
+    return elementwise.stored(cofactor) if missing == "direction" else cofactor  # else evaluated for every consumer
 
 
 def _sum(terms: list[Array]) -> Array:
