@@ -13,7 +13,17 @@ from ot import _guard
 
 _neighbours.refuse_damage("ot")
 
-__all__: list[str] = ["bridge", "costs", "coupling", "low_rank", "multimarginal", "paths", "wasserstein"]
+__all__: list[str] = [
+    "barycenter",
+    "bridge",
+    "costs",
+    "coupling",
+    "gromov",
+    "low_rank",
+    "multimarginal",
+    "paths",
+    "wasserstein",
+]
 
 
 @typing.no_type_check  # HAAR_CHECK would put frames of its own between the caller and us
