@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import precisions
 import pytest
 from jax import export
 from numpy.testing import assert_allclose
@@ -115,6 +116,7 @@ def test_samples_are_reparameterised_in_the_covariance():
     assert_allclose(primal, sample(scale))
 
 
+@precisions.float64_is_slow
 def test_broadcasts_and_is_a_pytree(dtype):
     mean = se3.sample((4, 1), dtype, key=jax.random.key(0))
     covariance = jnp.broadcast_to(0.1 * jnp.eye(6, dtype=dtype), (3, 6, 6))

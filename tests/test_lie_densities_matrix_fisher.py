@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import mpmath
 import numpy as np
+import precisions
 import pytest
 from jax import export
 from numpy.testing import assert_allclose
@@ -87,6 +88,7 @@ def test_moments_are_derivatives_of_the_normalizer():
         assert_allclose(H[:, i, j], (gradient(F + step) - gradient(F - step)) / (2 * h), atol=1e-9)
 
 
+@precisions.float64_is_slow
 def test_score_is_the_gradient_in_the_body_frame_and_the_hessian_is_finite(dtype):
     F = jnp.concatenate([jnp.array(PARAMETERS, dtype), jnp.array([np.diag([1e4, 9e3, -8e3])], dtype)])
     R = so3.sample((5,), dtype, key=jax.random.key(0)).at[4].set(jnp.eye(3, dtype=dtype))

@@ -134,21 +134,16 @@ def test_rounding_leaves_the_group_slowly():
     assert np.abs(np.swapaxes(R, -1, -2) @ R - np.eye(3)).max() < 10 * 100 * eps(jnp.float32)
 
 
-@pytest.fixture(scope="module")
-def walkers():
-    """20 000 Brownian motions on every group at time 0.8, from a start that is not the identity."""
+@functools.cache
+def walkers(name):
+    """20 000 Brownian motions on a group at time 0.8, from a start that is not the identity."""
+    space = GROUPS[name]
 
     @jax.jit
     def run():
-        starts = {name: space.sample((), jnp.float64, key=jax.random.key(5)) for name, space in GROUPS.items()}
-        spread = lambda s: jax.tree.map(lambda x: jnp.broadcast_to(x, (20_000, *x.shape)), s)
-        return {
-            name: (
-                spread(starts[name]),
-                processes.brownian(space, spread(starts[name]), 0.8, key=jax.random.key(6)),
-            )
-            for name, space in GROUPS.items()
-        }
+        start = space.sample((), jnp.float64, key=jax.random.key(5))
+        spread = jax.tree.map(lambda x: jnp.broadcast_to(x, (20_000, *x.shape)), start)
+        return spread, processes.brownian(space, spread, 0.8, key=jax.random.key(6))
 
     return run()
 
@@ -160,32 +155,39 @@ def assert_mean(values, expected, label):
     assert (np.abs(values.mean(axis=0) - expected) <= 4.5 * error + 1e-12).all(), (label, values.mean(axis=0), expected)
 
 
-def test_brownian_motion_has_the_moments_of_its_heat_kernel(walkers):
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("so2", "so3", "euclidean") else pytest.param(name, marks=pytest.mark.slow) for name in GROUPS],
+)
+def test_brownian_motion_has_the_moments_of_its_heat_kernel(name):
     """E D(X₀⁻¹ X_t) = exp(−t Casimir/2) I: Casimir 1 on SO(2), 2 on SO(3) vectors, 3/4 on SU(2) spinors."""
-    t = 0.8
-    moved = {name: GROUPS[name].compose(GROUPS[name].inverse(s), x) for name, (s, x) in walkers.items()}
-    assert_mean(moved["so2"], np.exp(-t / 2) * np.eye(2), "so2")
-    assert_mean(moved["so3"], np.exp(-t) * np.eye(3), "so3")
-    assert_mean(moved["su2"], np.exp(-3 * t / 8) * np.array([1, 0, 0, 0]), "su2")
-    assert_mean(moved["se3"].rotation, np.exp(-t) * np.eye(3), "se3 rotation")
-    assert_mean(moved["se2"].rotation, np.exp(-t / 2) * np.eye(2), "se2 rotation")
-    for name, size in (("se3", 3), ("se2", 2)):
-        v = np.asarray(moved[name].translation)
+    t, (start, end) = 0.8, walkers(name)
+    moved = GROUPS[name].compose(GROUPS[name].inverse(start), end)
+    if name in ("so2", "so3"):
+        assert_mean(moved, np.exp(-t * {"so2": 0.5, "so3": 1.0}[name]) * np.eye(moved.shape[-1]), name)
+    elif name == "su2":
+        assert_mean(moved, np.exp(-3 * t / 8) * np.array([1, 0, 0, 0]), name)
+    elif name in ("se2", "se3"):
+        v = np.asarray(moved.translation)
+        assert_mean(moved.rotation, np.exp(-t * {"se2": 0.5, "se3": 1.0}[name]) * np.eye(v.shape[-1]), name)
         assert_mean(v, 0, name)
-        assert_mean(v[:, :, None] * v[:, None, :], t * np.eye(size), name)
-    v = np.asarray(walkers["euclidean"][1] - walkers["euclidean"][0])
-    assert_mean(v[:, :, None] * v[:, None, :], t * np.eye(3), "euclidean")
-    assert_mean(moved["product"][0], np.exp(-t) * np.eye(3), "product")
-    assert_mean(moved["product"][2].rotation * moved["product"][1][:, :1, None], 0, "factors are independent")
+        assert_mean(v[:, :, None] * v[:, None, :], t * np.eye(v.shape[-1]), name)
+    elif name == "euclidean":
+        v = np.asarray(end - start)
+        assert_mean(v[:, :, None] * v[:, None, :], t * np.eye(3), name)
+    else:
+        assert_mean(moved[0], np.exp(-t) * np.eye(3), name)
+        assert_mean(moved[2].rotation * moved[1][:, :1, None], 0, "factors are independent")
 
 
-def test_brownian_angles_follow_the_heat_kernel(walkers):
-    start, end = walkers["so3"]
+def test_brownian_angles_follow_the_heat_kernel():
+    start, end = walkers("so3")
     law = densities.IsotropicGaussian(so3.identity((), jnp.float64), jnp.asarray(np.sqrt(0.8)))
     angles = np.asarray(so3.distance(end, start))
     assert scipy.stats.kstest(np.asarray(law.angle_cdf(jnp.asarray(angles))), "uniform").pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_the_double_cover_is_lifted_by_its_own_heat_kernel():
     """Angles ψ in 0..2π of SU(2): the kernel here is the sum over the characters of all half-integer spins."""
     times = np.array([0.5, 2.0, 7.9, 8.1, 20.0])
@@ -209,6 +211,7 @@ def test_brownian_motion_at_time_zero_stays_and_has_finite_derivatives():
     assert so3.distance(start[1], end[1]) < 1e-3
 
 
+@pytest.mark.slow
 def test_brownian_motion_is_differentiable_in_time():
     """Reparameterised: also at time 0, where the derivative is 0 by choice, beside a harder neighbour."""
     start, times = so3.sample((2,), jnp.float64, key=jax.random.key(8)), jnp.array([0.0, 0.5])
@@ -219,6 +222,7 @@ def test_brownian_motion_is_differentiable_in_time():
     np.testing.assert_allclose(slope[1], numeric[1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_brownian_paths_are_markov_and_exact_at_every_time():
     times = jnp.array([0.0, 0.1, 0.5, 1.5])
     start = so3.identity((20_000,), jnp.float64)

@@ -234,6 +234,7 @@ def test_quantiles_of_f_are_scipys(level, first, second, dtype):
     np.testing.assert_allclose(found, scipy.stats.f.ppf(level, first, second), rtol=1e3 * eps(dtype))
 
 
+@pytest.mark.slow
 def test_regions_move_with_their_samples():
     """Body-frame covariance and threshold do not change when all samples are turned from the left."""
     samples = cloud(so3, 30, jnp.float64)

@@ -9,6 +9,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+import precisions
 import pytest
 import scipy.linalg
 from numpy.testing import assert_allclose
@@ -127,6 +128,7 @@ def test_the_ambient_gradient_is_tangent_to_the_group():
     assert_allclose(R.T @ gradient, -(R.T @ gradient).T, rtol=0, atol=1e-14)
 
 
+@precisions.float64_is_slow
 def test_the_rule_leaves_the_value_alone_and_neighbours_too(dtype):
     R = rotations(np.array([*SPECIAL.values(), *random_omegas(3, 7)]), dtype)
     value, slope = jax.jvp(lambda R: wigner.d(R, 3), (R,), (jnp.ones_like(R),))

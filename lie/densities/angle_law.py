@@ -148,9 +148,8 @@ def _upper(x: Array, t: Array) -> Array:
 
 def _diffuse(omega: Array, t: Array) -> Array:
     """(1/π) Σ_{n>=1} (w_{n−1} − w_n) (ω − sin(nω)/n), w_l = (2l+1) exp(−l(l+1) t/2): nothing cancels for small ω."""
-    weights = [jnp.ones_like(t), *heat_kernel.degree_weights(t), jnp.zeros_like(t)]
-    n = np.arange(1, len(weights)).astype(t.dtype)
-    differences = jnp.stack([weights[k - 1] - weights[k] for k in range(1, len(weights))], axis=-1)
-    angles = n * omega[..., None]
+    weights = jnp.concatenate([jnp.ones_like(t)[None], heat_kernel.degree_weights(t), jnp.zeros_like(t)[None]])
+    n = np.arange(1, len(weights)).reshape(-1, *[1] * omega.ndim).astype(t.dtype)
+    angles = n * omega
     parts = angles * angles * smooth.stumpff(3, angles * angles)
-    return omega / math.pi * jnp.sum(differences * parts, axis=-1)
+    return omega / math.pi * jnp.sum((weights[:-1] - weights[1:]) * parts, axis=0)
