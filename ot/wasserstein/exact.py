@@ -1,6 +1,6 @@
 """The exact Wasserstein distance between weighted clouds: an optimal plan with a certificate from the dual."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -70,7 +70,7 @@ def exact(
     totals stay equal): exact where the plan is unique. The other fields are constants.
     Raises TypeError and ValueError that name the argument; under jit, bad values give `converged` False.
     """
-    problem, batch = _validate.problem(x, y, a, b, cost, 1.0, None)
+    problem, batch = _validate.problem(x, y, a, b, cost, jnp.ones(()), None)  # ε is not used
     uniform = a is None and b is None and problem.a.shape[-1] == problem.b.shape[-1]
     fixed = jax.lax.stop_gradient(problem)
     if _validate.concrete(fixed):
@@ -115,11 +115,12 @@ def _at(problem: _pairs.Pairs, index: tuple[int, ...]) -> _pairs.Pairs:
     """One problem of a batch; the arrays of a cost belong to all of them, but those of a given matrix."""
     if not index:
         return problem
-    is_own = isinstance(problem.cost, costs.Precomputed)
-    taken = jax.tree.map(lambda leaf: leaf[index], (problem.x, problem.y) if not is_own else problem.cost)
-    a, b = problem.a[index], problem.b[index]
-    x, y, cost = (problem.x, problem.y, taken) if is_own else (*taken, problem.cost)
-    return _pairs.Pairs(x, y, a, b, cost, problem.epsilon[index], None, None)
+    take = lambda tree: jax.tree.map(lambda leaf: leaf[index], tree)
+    if isinstance(problem.cost, costs.Precomputed):
+        own = {"cost": take(problem.cost)}
+    else:
+        own = {"x": take(problem.x), "y": take(problem.y)}
+    return replace(problem, a=problem.a[index], b=problem.b[index], **own)
 
 
 @partial(jax.jit, static_argnames=("uniform", "axes"))
@@ -211,11 +212,9 @@ def _edge_costs(problem: _pairs.Pairs, i: Array, j: Array) -> Array:
 
 def _over_batch(function: Any, axes: int, problem: _pairs.Pairs) -> Any:
     """`function(problem, ...)` over leading axes of everything but the arrays of a cost that is not a matrix."""
-    cost = jax.tree.map(lambda _: 0 if isinstance(problem.cost, costs.Precomputed) else None, problem.cost)
-    if isinstance(problem.cost, costs.Precomputed):
-        mapped = _pairs.Pairs(None, None, 0, 0, cost, 0, None, None)  # pyright: ignore
-    else:
-        mapped = _pairs.Pairs(0, 0, 0, 0, None, 0, None, None)  # pyright: ignore
+    is_own = isinstance(problem.cost, costs.Precomputed)
+    axis = lambda path, _: 0 if is_own or path[0] != jax.tree_util.GetAttrKey("cost") else None
+    mapped = jax.tree_util.tree_map_with_path(axis, problem)
     for _ in range(axes):
         function = _mapped(function, mapped)
     return function

@@ -78,9 +78,9 @@ def _optimal_map(S1: Array, S2: Array) -> Array:
 
 @jax.custom_jvp
 def _root(S: Array) -> Array:
-    """The positive semidefinite square root; negative rounding of eigenvalues counts as 0."""
+    """The positive semidefinite square root; eigenvalues within d eps of the largest count as 0."""
     values, vectors = jnp.linalg.eigh(S)
-    return _with_values(vectors, smooth.sqrt(jnp.maximum(values, 0)))
+    return _with_values(vectors, smooth.sqrt(jnp.where(values > _rounding(values), values, 0)))
 
 
 @_root.defjvp
@@ -120,10 +120,16 @@ def _pseudo_inverse_jvp(primals, tangents):
     return inverse, -_product(inverse, tangents[0], inverse)
 
 
+def _rounding(values: Array) -> Array:
+    """What rounding makes of an eigenvalue 0."""
+    return values.shape[-1] * float(jnp.finfo(values.dtype).eps) * jnp.max(jnp.abs(values), axis=-1, keepdims=True)
+
+
 def _floor(values: Array) -> Array:
     """What rounding makes of an eigenvalue 0 of a root: √eps of the largest, as its square is known to eps."""
-    d, eps = values.shape[-1], float(jnp.finfo(values.dtype).eps)
-    return (d * eps) ** 0.5 * jnp.max(jnp.abs(values), axis=-1, keepdims=True)
+    return (values.shape[-1] * float(jnp.finfo(values.dtype).eps)) ** 0.5 * jnp.max(
+        jnp.abs(values), axis=-1, keepdims=True
+    )
 
 
 def _with_values(vectors: Array, values: Array) -> Array:

@@ -1,5 +1,7 @@
 """Exact transport on the line and on the circle, for any weights: sorting, and on the circle a search for the cut."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,17 +11,20 @@ from jaxtyping import Array, ArrayLike, Float
 from lie import check, smooth
 from ot import _validate
 
+_SECTIONS = 76  # golden sections of the cut's range, 2, in float64: to 1e-15
+
 
 def one_dimensional(
-    x: Float[ArrayLike, "*batch n"],
-    y: Float[ArrayLike, "*batch m"],
-    a: Float[ArrayLike, "*batch n"] | None = None,
-    b: Float[ArrayLike, "*batch m"] | None = None,
+    x: Float[ArrayLike, "..."],
+    y: Float[ArrayLike, "..."],
+    a: Float[ArrayLike, "..."] | None = None,
+    b: Float[ArrayLike, "..."] | None = None,
     *,
     p: float | int = 2,
-) -> Float[Array, "*batch"]:
-    """W_p^p of weighted points on the line, ∫_0^1 |F⁻¹(u) − G⁻¹(u)|^p du for p >= 1; weights (uniform if None).
+) -> Float[Array, "..."]:
+    """W_p^p of weighted points on the line, ∫_0^1 |F⁻¹(u) − G⁻¹(u)|^p du for p >= 1.
 
+    x and a (*batch, n), y and b (*batch, m) -> (*batch); weights are uniform if None. Leading axes broadcast.
     Both sides are sorted and the quantile functions compared where either jumps. Outside jit the sort runs in NumPy,
     7 to 20 times faster than XLA's on a CPU. Weights are divided by their total. Differentiable in points and weights:
     exact where no two points of one side coincide, a subgradient else. Relative error <= 8 eps (n = m, uniform).
@@ -36,19 +41,21 @@ def one_dimensional(
 
 
 def circle(
-    x: Float[ArrayLike, "*batch n"],
-    y: Float[ArrayLike, "*batch m"],
-    a: Float[ArrayLike, "*batch n"] | None = None,
-    b: Float[ArrayLike, "*batch m"] | None = None,
+    x: Float[ArrayLike, "..."],
+    y: Float[ArrayLike, "..."],
+    a: Float[ArrayLike, "..."] | None = None,
+    b: Float[ArrayLike, "..."] | None = None,
     *,
     p: float | int = 2,
     period: float = 1.0,
-) -> Float[Array, "*batch"]:
+) -> Float[Array, "..."]:
     """W_p^p of weighted points on a circle of circumference `period`, whose distance is the shorter arc; p >= 1.
 
-    min over the cut θ of ∫_0^1 |F⁻¹(u) − (G − θ)⁻¹(u)|^p du on the lifted quantile functions. For p = 1 the best θ is
-    the median of F − G weighted by length; else the integral is convex in θ and its minimum is found by bisection of
-    its slope, to rounding. Differentiable (envelope theorem at the best cut). Angles: period = 2π.
+    x and a (*batch, n), y and b (*batch, m) -> (*batch); any real coordinates, weights uniform if None.
+    min over the cut θ of ∫_0^1 |F⁻¹(u) − G⁻¹(u + θ)|^p du on the lifted quantile functions. For p = 1 the best θ is
+    the median of F − G weighted by length; else the integral is convex in θ and golden sections find its minimum, on
+    the host where the values are at hand. Differentiable where the best cut is unique. Angles: period = 2π.
+    Relative error: 1e-9 (float64) and 2e-5 (float32) against linear programs of 16 points.
     Raises TypeError and ValueError that name the argument.
     Source: Delon, Salomon and Sobolevski 2010, Fast transport optimization for Monge costs on the circle.
     """
@@ -61,8 +68,9 @@ def circle(
     if p == 1:
         return period * _median_of_gaps(x, y, a, b)
     x, y = _at_order(x, a), _at_order(y, b)
-    cut = _best_cut(*(jax.lax.stop_gradient(v) for v in (*x, *y)), p)
-    return period**p * _cut_value(*x, *y, cut, p)
+    held = jax.lax.stop_gradient((*x, *y))
+    cut = _best_cut_on_host(*held, p) if _validate.concrete(held) else _best_cut(*held, p)
+    return period**p * _cut_value(*x, *y, _at_jumps(x[1], y[1], cut), p)
 
 
 def _measures(x, y, a, b, p):
@@ -108,10 +116,15 @@ def _at_order(x: Array, a: Array) -> tuple[Array, Array]:
 
 
 def _power(difference: Array, p: float) -> Array:
-    return jnp.abs(difference) if p == 1 else smooth.power(difference * difference, p / 2)
+    return _size(difference) if p == 1 else smooth.power(difference * difference, p / 2)
 
 
-def _on_host(x: np.ndarray, y: np.ndarray, a: np.ndarray | None, b: np.ndarray | None, p: float) -> np.ndarray:
+def _size(x: Array) -> Array:
+    """|x|, with derivative 0 at 0."""
+    return x * jax.lax.stop_gradient(jnp.sign(x))
+
+
+def _on_host(x: np.ndarray, y: np.ndarray, a: np.ndarray | None, b: np.ndarray | None, p: float) -> Any:
     """The same in NumPy, where no derivative is asked for: values are sorted, not indices."""
     power = lambda d: np.abs(d) if p == 1 else d * d if p == 2 else np.abs(d) ** p
     wide = x.astype(np.float32) if x.dtype.itemsize < 4 else x, y.astype(np.float32) if y.dtype.itemsize < 4 else y
@@ -128,6 +141,10 @@ def _on_host(x: np.ndarray, y: np.ndarray, a: np.ndarray | None, b: np.ndarray |
             F = np.cumsum(np.take_along_axis(weights.astype(np.float64), order, axis=-1), axis=-1)
             sides.append((np.take_along_axis(v, order, axis=-1), F / F[..., -1:]))
     (x, F), (y, G) = sides
+    return _integral_on_host(x, F, y, G, power)
+
+
+def _integral_on_host(x: np.ndarray, F: np.ndarray, y: np.ndarray, G: np.ndarray, power: Any) -> Any:
     ends = np.concatenate([F, G], axis=-1)
     order = np.argsort(ends, axis=-1, kind="stable")  # two sorted runs, which this sort only has to merge
     ends = np.take_along_axis(ends, order, axis=-1)
@@ -164,7 +181,7 @@ def _median_of_gaps(x: Array, y: Array, a: Array, b: Array) -> Array:
     heights, widths = _at_order(jax.lax.stop_gradient(above), jax.lax.stop_gradient(length))
     half = jnp.argmax(jnp.cumsum(widths, axis=-1) >= 0.5, axis=-1, keepdims=True)
     median = jnp.take_along_axis(heights, half, axis=-1)
-    return jnp.sum(length * jnp.abs(above - median), axis=-1)
+    return jnp.sum(length * _size(above - median), axis=-1)
 
 
 def _lifted(x: Array, a: Array) -> tuple[Array, Array]:
@@ -181,8 +198,23 @@ def _cut_value(x: Array, a: Array, y: Array, b: Array, cut: Array, p: float) -> 
     return _integral(x, F, lifted, G, p)
 
 
+def _at_jumps(a: Array, b: Array, cut: Array) -> Array:
+    """The cut as the difference of a jump of G and one of F, the closest such pair: the integral is linear in between.
+
+    So written the two jumps stay together when the weights change, as they do at the best cut.
+    """
+    F, (_, G) = jnp.cumsum(a, axis=-1), _lifted(b, b)
+    wanted = jax.lax.stop_gradient(F) + cut[..., None]
+    search = jnp.vectorize(jnp.searchsorted, signature="(m),(n)->(n)")
+    above = jnp.clip(search(jax.lax.stop_gradient(G), wanted), 1, G.shape[-1] - 1)
+    upper, lower = (jnp.take_along_axis(G, at, axis=-1) for at in (above, above - 1))
+    closest = jnp.where(jax.lax.stop_gradient(upper + lower) <= 2 * wanted, upper, lower)
+    best = jnp.argmin(jnp.abs(jax.lax.stop_gradient(closest) - wanted), axis=-1, keepdims=True)
+    return jnp.squeeze(jnp.take_along_axis(closest - F, best, axis=-1), axis=-1)
+
+
 def _best_cut(x: Array, a: Array, y: Array, b: Array, p: float) -> Array:
-    """The minimiser of the convex piecewise smooth integral, by golden sections then the bracket's best end."""
+    """The minimiser of the convex, piecewise smooth integral by golden sections."""
     value = lambda cut: _cut_value(x, a, y, b, cut, p)
     ratio = (5**0.5 - 1) / 2
     low, high = -jnp.ones_like(x[..., 0]), jnp.ones_like(x[..., 0])
@@ -198,6 +230,29 @@ def _best_cut(x: Array, a: Array, y: Array, b: Array, p: float) -> Array:
         at_left, at_right = jnp.where(go_left, at_new, at_right), jnp.where(go_left, at_left, at_new)
         return low, high, left, right, at_left, at_right
 
-    steps = 40 if x.dtype.itemsize < 8 else 80
+    steps = _SECTIONS // 2 if x.dtype.itemsize < 8 else _SECTIONS
     final = jax.lax.fori_loop(0, steps, narrow, (low, high, *inner, value(inner[0]), value(inner[1])))
     return jnp.where(final[4] <= final[5], final[2], final[3])
+
+
+def _best_cut_on_host(x: Array, a: Array, y: Array, b: Array, p: float) -> Array:
+    """The same in NumPy and float64."""
+    dtype = x.dtype
+    x, a, y, b = (np.asarray(v, np.float64) for v in (x, a, y, b))  # pyright: ignore
+    F, G = np.cumsum(a, axis=-1), np.cumsum(b, axis=-1)
+    F, G = F / F[..., -1:], G / G[..., -1:]
+    lifted, G = np.concatenate([y - 1, y, y + 1], axis=-1), np.concatenate([G - 1, G, G + 1], axis=-1)
+    power = lambda d: d * d if p == 2 else np.abs(d) ** p
+    value = lambda cut: _integral_on_host(x, F, lifted, np.clip(G - cut[..., None], 0, 1), power)
+    ratio = (5**0.5 - 1) / 2
+    low, high = -np.ones(x.shape[:-1]), np.ones(x.shape[:-1])
+    left, right = high - ratio * (high - low), low + ratio * (high - low)
+    at_left, at_right = value(left), value(right)
+    for _ in range(_SECTIONS):
+        go_left = at_left <= at_right
+        low, high = np.where(go_left, low, left), np.where(go_left, right, high)
+        new = np.where(go_left, high - ratio * (high - low), low + ratio * (high - low))
+        at_new = value(new)
+        left, right = np.where(go_left, new, right), np.where(go_left, left, new)
+        at_left, at_right = np.where(go_left, at_new, at_right), np.where(go_left, at_left, at_new)
+    return jnp.asarray(np.where(at_left <= at_right, left, right), dtype)
