@@ -1,6 +1,6 @@
 """The exact Wasserstein distance between weighted clouds: an optimal plan with a certificate from the dual."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -112,15 +112,18 @@ def _wide_matrix(problem: _pairs.Pairs) -> Array:
 
 
 def _at(problem: _pairs.Pairs, index: tuple[int, ...]) -> _pairs.Pairs:
-    """One problem of a batch; the arrays of a cost belong to all of them, but those of a given matrix."""
+    """One problem of a batch."""
     if not index:
         return problem
-    take = lambda tree: jax.tree.map(lambda leaf: leaf[index], tree)
-    if isinstance(problem.cost, costs.Precomputed):
-        own = {"cost": take(problem.cost)}
-    else:
-        own = {"x": take(problem.x), "y": take(problem.y)}
-    return replace(problem, a=problem.a[index], b=problem.b[index], **own)
+    shared = _shared(problem)
+    take = lambda path, leaf: leaf if path[0] in shared else leaf[index]
+    return jax.tree_util.tree_map_with_path(take, problem)
+
+
+def _shared(problem: _pairs.Pairs) -> list[Any]:
+    """What all problems of a batch have in common: a cost's arrays, or indices into a matrix of each problem's own."""
+    names = ["x", "y"] if isinstance(problem.cost, costs.Precomputed) else ["cost"]
+    return [jax.tree_util.GetAttrKey(name) for name in names]
 
 
 @partial(jax.jit, static_argnames=("uniform", "axes"))
@@ -211,10 +214,9 @@ def _edge_costs(problem: _pairs.Pairs, i: Array, j: Array) -> Array:
 
 
 def _over_batch(function: Any, axes: int, problem: _pairs.Pairs) -> Any:
-    """`function(problem, ...)` over leading axes of everything but the arrays of a cost that is not a matrix."""
-    is_own = isinstance(problem.cost, costs.Precomputed)
-    axis = lambda path, _: 0 if is_own or path[0] != jax.tree_util.GetAttrKey("cost") else None
-    mapped = jax.tree_util.tree_map_with_path(axis, problem)
+    """`function(problem, ...)` over the leading axes of what is not shared."""
+    shared = _shared(problem)
+    mapped = jax.tree_util.tree_map_with_path(lambda path, _: None if path[0] in shared else 0, problem)
     for _ in range(axes):
         function = _mapped(function, mapped)
     return function
