@@ -51,14 +51,14 @@ def start(f: Float[Array, "n"], g: Float[Array, "m"], epsilon: Float[Array, ""])
 def cold(pairs: _pairs.Pairs, budget: Int[Array, ""], working: Any) -> State:
     """A start without potentials: from the thinned problem, or from the means of the cost where it is small."""
     if min(len(pairs.a), len(pairs.b)) // _STRIDE < _THINNEST:
-        f, g, spread = means(pairs.wide())
+        f, g, spread = (x.astype(jnp.float64) for x in means(pairs.cast(working)))
         return start(f, g, jnp.maximum(pairs.wide().epsilon, _WARMEST * spread))
     few = pairs.every(_STRIDE)
     begun = cold(few, budget, working)
-    _, _, spread = means(few.wide())
-    end = jnp.maximum(few.wide().epsilon, _FULL_FROM * spread)
+    _, _, spread = means(few.cast(working))
+    end = jnp.maximum(few.wide().epsilon, _FULL_FROM * spread.astype(jnp.float64))
     begun = begun._replace(epsilon=jnp.maximum(begun.epsilon, end))
-    reached = descend(few.at(end), begun, jnp.full_like(end, _LOOSE), budget, working, False)
+    reached = descend(few.at(end), begun, jnp.full_like(end, _LOOSE), budget, working)
     f = _kernel.row_answer(pairs.against(few).wide(), reached.g, end, working)
     g = _kernel.column_answer(few.against(pairs).wide(), reached.f, end, working)
     return start(f, g, end)
@@ -75,13 +75,8 @@ def means(pairs: _pairs.Pairs) -> tuple[Float[Array, "n"], Float[Array, "m"], Fl
     return f, g, spread
 
 
-def descend(
-    pairs: _pairs.Pairs, state: State, tolerance: Array, budget: Int[Array, ""], working: Any, verify: bool
-) -> State:
-    """Rounds until the error at pairs.epsilon is at most `tolerance`, or sweeps run out.
-
-    `verify`: the last word has a kernel made afresh from the potentials that are returned, without any scaling.
-    """
+def descend(pairs: _pairs.Pairs, state: State, tolerance: Array, budget: Int[Array, ""], working: Any) -> State:
+    """Rounds until the error at pairs.epsilon is at most `tolerance`, or sweeps run out."""
     make = _kernel.choose(pairs)
     target = pairs.wide().epsilon
 
@@ -93,13 +88,14 @@ def descend(
         state = jax.lax.while_loop(lambda s: s.lost, lambda s: _rescue(pairs, s, working), state)
         epsilon, last = state.epsilon, state.epsilon <= target
         problem = pairs.wide(epsilon).at(epsilon)
-        kernel = make(problem, state.f, state.g, epsilon, working)
+        present_f = jnp.where(problem.a > 0, state.f, -jnp.inf)  # no weight: no row, whatever its potential would be
+        present_g = jnp.where(problem.b > 0, state.g, -jnp.inf)
+        kernel = make(problem, present_f, present_g, epsilon, working)
         marginals = _ascent.marginals(problem, state.f, state.g, working)
         goal = jnp.where(last, _SAFE * tolerance, jnp.maximum(_LOOSE, tolerance)).astype(working)
         point, sweeps = _ascent.climb(kernel, marginals, goal, budget - state.sweeps)
         lost = ~(jnp.all(jnp.isfinite(point.phi)) & jnp.all(jnp.isfinite(point.gamma)) & jnp.isfinite(point.error))
         reached = point.error <= goal
-        sure = (sweeps == 1) if verify else True
         f = state.f + epsilon * point.phi.astype(epsilon.dtype)
         g = state.g + epsilon * point.gamma.astype(epsilon.dtype)
         fall = reached & ~last
@@ -117,12 +113,18 @@ def descend(
             keep(jnp.sum(point.c).astype(epsilon.dtype), state.mass),
             state.sweeps + sweeps,
             state.rounds + 1,
-            state.rescues + lost,
+            state.rescues + lost.astype(jnp.int32),
             lost,
-            last & reached & sure & ~lost,
+            last & reached & ~lost,
         )
 
     return jax.lax.while_loop(unfinished, round_of, state)
+
+
+def renewed(state: State) -> State:
+    """To be taken further by finer arithmetic."""
+    none = jnp.zeros_like(state.rounds)
+    return state._replace(done=jnp.zeros_like(state.done), rounds=none, rescues=none)
 
 
 def completed(pairs: _pairs.Pairs, state: State) -> State:

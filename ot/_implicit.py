@@ -16,12 +16,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from lie import smooth
-from ot import _ascent, _continuation, _kernel, _pairs
-
-FINE = 1e-4
-"""Below this tolerance float32 kernels are followed by float64 ones: Newton's system loses its slow modes before."""
+from ot import _ascent, _continuation, _kernel, _pairs, _symmetric, _validate
 
 _BLOCK_ENTRIES = 2**22
+_LARGEST_EXPONENT = 80.0  # only pairs of points that both lack weight exceed it, and must not overflow
 _REFINING_PRODUCTS = 100
 _SYSTEM_PRODUCTS = 1000
 
@@ -45,23 +43,34 @@ class Solution(NamedTuple):
     converged: Bool[Array, ""]
 
 
+class Method(NamedTuple):
+    """What is known of the problem before it runs."""
+
+    fine: bool  # the tolerance asks for float64 kernels at the end
+    symmetric: bool  # a cloud against itself
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def solution(
-    exact: bool, pairs: _pairs.Pairs, initial: tuple[Array, Array] | None, tolerance: Array, max_steps: Array
+    method: Method, pairs: _pairs.Pairs, initial: tuple[Array, Array] | None, tolerance: Array, max_steps: Array
 ) -> Solution:
-    """Solve from `initial` potentials, or cold. `exact`: the tolerance asks for float64 kernels at the end."""
+    """Solve from `initial` potentials, or cold."""
     dtype = pairs.a.dtype
+    descend = _symmetric.descend if method.symmetric else _continuation.descend
     with jax.enable_x64(True):
         problem, tolerance, budget = pairs.kept(), tolerance.astype(jnp.float64), max_steps // 2
-        if initial is None:
-            state = _continuation.cold(problem, budget, jnp.float32)
-        else:
+        if initial is not None:
             state = _continuation.start(*_pairs.astype(initial, jnp.float64), problem.wide().epsilon)
-        first = jnp.maximum(tolerance, FINE) if exact else tolerance
-        state = _continuation.descend(problem, state, first, budget, jnp.float32, verify=False)
-        if exact:
-            again = state._replace(done=jnp.asarray(False), rounds=jnp.int32(0), rescues=jnp.int32(0))
-            state = _continuation.descend(problem, again, tolerance, budget, jnp.float64, verify=True)
+        elif method.symmetric:
+            nothing = jnp.zeros_like(problem.wide().a)
+            state = _continuation.start(nothing, nothing, problem.wide().epsilon)
+        else:
+            state = _continuation.cold(problem, budget, jnp.float32)
+        state = descend(
+            problem, state, jnp.maximum(tolerance, _validate.FINE) if method.fine else tolerance, budget, jnp.float32
+        )
+        if method.fine:
+            state = descend(problem, _continuation.renewed(state), tolerance, budget, jnp.float64)
         state = _continuation.completed(problem, state)
         value = _continuation.value(problem, state)
         error, value = state.error.astype(dtype), value.astype(dtype)
@@ -69,9 +78,9 @@ def solution(
 
 
 @solution.defjvp
-def _solution_jvp(exact, primals, tangents):
+def _solution_jvp(method, primals, tangents):
     pairs, motion = primals[0], tangents[0]
-    solved = solution(exact, *primals)
+    solved = solution(method, *primals)
     near = jax.tree.map(jnp.add, solved.dual, _constant(_newton_step(pairs, solved.dual)))
     _, value_dot = jax.jvp(lambda pairs: objective(pairs, near), (pairs,), (motion,))
     f_dot, g_dot = _potentials_dot(pairs, near, motion)
@@ -79,6 +88,15 @@ def _solution_jvp(exact, primals, tangents):
     dual_dot = Dual(f_dot, g_dot, still(f_dot), still(g_dot))
     discrete = np.zeros(solved.steps.shape, jax.dtypes.float0)
     return solved, Solution(dual_dot, value_dot, still(solved.error), discrete, discrete)
+
+
+@partial(jax.jit, static_argnames=("method", "axes"))
+def solutions(
+    method: Method, axes: int, pairs: _pairs.Pairs, initial: Any, tolerance: Array, max_steps: Array
+) -> Solution:
+    """`solution` of each problem in a batch with `axes` leading axes; one that is done waits for the last."""
+    one = lambda pairs, initial: solution(method, pairs, initial, tolerance, max_steps)
+    return pairs.over_batch(one, axes)(pairs, initial)
 
 
 def split(f: Array, g: Array, dtype: Any) -> Dual:
@@ -139,7 +157,7 @@ def exponent(x: Any, y: Any, cost: Any, epsilon: Float[Array, ""], dual: Dual) -
     with jax.enable_x64(True):
         xw, yw, costw, epsilonw = _pairs.astype((x, y, cost, epsilon), jnp.float64)
         f, g = joined(dual)
-        return _kernel.exponent(costw(xw, yw), f, g, epsilonw).astype(dual.f.dtype)
+        return jnp.minimum(_kernel.exponent(costw(xw, yw), f, g, epsilonw), _LARGEST_EXPONENT).astype(dual.f.dtype)
 
 
 @exponent.defjvp

@@ -17,6 +17,10 @@ from lie import check
 from ot import _pairs, costs
 
 
+FINE = 1e-4
+"""Below this tolerance float32 kernels are followed by float64 ones: Newton's system loses its slow modes before."""
+
+
 def concrete(*arrays: Any) -> bool:
     """Whether all values can be looked at."""
     return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arrays))
@@ -45,6 +49,8 @@ def problem(
     `mass_penalty`, and an ε that is not positive.
     """
     cost = costs.wrap(cost)
+    x, y, cost = (jax.tree.map(_at_least_single, part) for part in (x, y, cost))
+    a, b = (None if w is None else _at_least_single(jnp.asarray(w)) for w in (a, b))
     if isinstance(cost, costs.Precomputed):
         sizes, batch, dtype = _given_matrix(cost, x, y)
     else:
@@ -53,6 +59,7 @@ def problem(
             raise TypeError(f"x and y: expected one dtype, got {dtypes[0]} and {dtypes[1]}")
         dtype, batch = dtypes[0], _common_batch(x=batches[0], y=batches[1])
     a, b = (weights(*named, dtype) for named in (("a", a, sizes[0]), ("b", b, sizes[1])))
+    lost = _lost("epsilon", epsilon, dtype)
     epsilon = scalar("epsilon", epsilon, dtype)
     rho = _penalties(mass_penalty, dtype)
     _require_equal_totals(a, b, rho)
@@ -67,8 +74,37 @@ def problem(
             jax.tree.map(lambda e, leaf: spread(jnp.asarray(leaf), e + 1), cost.event_dimensions, p) for p in (x, y)
         )
     rho = [None if r is None else spread(r, 0) for r in rho]
-    pairs = _pairs.Pairs(x, y, spread(a, 1), spread(b, 1), cost, spread(epsilon, 0), *rho)
-    return (_pairs.astype(pairs, jnp.float32) if dtype.itemsize < 4 else pairs), batch
+    low = spread(jnp.asarray(lost, dtype), 0)
+    pairs = _pairs.Pairs(x, y, spread(a, 1), spread(b, 1), cost, spread(epsilon, 0), low, *rho)
+    return pairs, batch
+
+
+def _at_least_single(x: Any) -> Any:
+    half = isinstance(x, np.ndarray | jax.Array) and jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
+    return jnp.asarray(x, jnp.float32) if half else x
+
+
+def _lost(name: str, value: ArrayLike, dtype: Any) -> Any:
+    """What `dtype` cannot hold of a number that is not an array of JAX's."""
+    if isinstance(value, jax.Array):
+        return 0.0
+    try:
+        wide = np.asarray(value, np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}") from error
+    return wide - wide.astype(dtype).astype(np.float64)
+
+
+def effort(tolerance: ArrayLike, max_steps: ArrayLike, dtype: Any) -> tuple[Array, Array, bool]:
+    """The tolerance, the budget, and whether the tolerance may ask for float64 kernels. Raises ValueError for neither."""
+    level = scalar("tolerance", tolerance, dtype)
+    fine = not concrete(level) or float(level) < FINE
+    budget = jnp.asarray(max_steps)
+    if not jnp.issubdtype(budget.dtype, jnp.integer) or budget.ndim:
+        raise TypeError(f"max_steps: expected a whole number, got {max_steps!r}")
+    if concrete(budget) and int(budget) < 2:
+        raise ValueError(f"max_steps: expected at least 2 products, one iteration, got {max_steps}")
+    return level, budget.astype(jnp.int32), fine
 
 
 def weights(name: str, a: ArrayLike | None, size: int, dtype: Any) -> Array:

@@ -5,7 +5,7 @@ float64, lets ε fall to its value, thins large clouds first, and takes truncate
 2^27 pairs the kernel is never stored. Derivatives come from the solution (`_implicit`), not from the iteration.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -76,9 +76,7 @@ class Potentials:
         return _implicit.Dual(self.f, self.g, self.f_low, self.g_low)
 
     def _each(self, function: Any, *arguments: Any) -> Any:
-        return _over_batch(lambda pairs, dual, *rest: function(pairs, dual, *rest), self.value.ndim, self.pairs)(
-            self.pairs, self._dual(), *arguments
-        )
+        return self.pairs.over_batch(function, self.value.ndim)(self.pairs, self._dual(), *arguments)
 
 
 def solve(
@@ -107,35 +105,10 @@ def solve(
     name the argument. Under jit, values cannot be looked at: then bad ones give `converged` False.
     """
     pairs, batch = _validate.problem(x, y, a, b, cost, epsilon, mass_penalty)
-    dtype = pairs.a.dtype
-    level = _validate.scalar("tolerance", tolerance, dtype)
-    exact = not _validate.concrete(level) or bool(level.min() < _implicit.FINE)
-    if isinstance(max_steps, int) and max_steps < 2:
-        raise ValueError(f"max_steps: expected at least 2 products, one iteration, got {max_steps}")
-    solution = _solve(
-        pairs, _start(initial, pairs), level, jnp.asarray(max_steps, jnp.int32), exact=exact, axes=len(batch)
-    )
-    return Potentials(*solution.dual, *solution[1:], pairs)
-
-
-@partial(jax.jit, static_argnames=("exact", "axes"))
-def _solve(pairs, initial, tolerance, max_steps, exact, axes):
-    one = lambda pairs, initial: _implicit.solution(exact, pairs, initial, tolerance, max_steps)
-    return _over_batch(one, axes, pairs)(pairs, initial)
-
-
-def _over_batch(function: Any, axes: int, pairs: _pairs.Pairs) -> Any:
-    """`function(pairs, ...)` over leading axes of all arguments, but for the arrays of a cost that is not a matrix."""
-    mapped = jax.tree.map(lambda _: 0, pairs)
-    if not isinstance(pairs.cost, costs.Precomputed):
-        mapped = replace(mapped, cost=None)
-    for _ in range(axes):
-        function = _mapped(function, mapped)
-    return function
-
-
-def _mapped(function: Any, mapped: Any) -> Any:
-    return lambda pairs, *rest: jax.vmap(function, (mapped, *(0 for _ in rest)))(pairs, *rest)
+    level, budget, fine = _validate.effort(tolerance, max_steps, pairs.a.dtype)
+    method = _implicit.Method(fine, symmetric=False)
+    solved = _implicit.solutions(method, len(batch), pairs, _start(initial, pairs), level, budget)
+    return Potentials(*solved.dual, *solved[1:], pairs)
 
 
 def _start(initial: Any, pairs: _pairs.Pairs) -> tuple[Array, Array] | None:
