@@ -15,8 +15,9 @@ import optax
 from flax import nnx
 
 from equivariant import egnn, radial_field
-from lie import densities, euclidean, group, optimizers, processes, se2, se3, so2, so3, statistics, su2
+from lie import densities, euclidean, group, optimizers, processes, se2, se3, so2, so3, sphere, statistics, su2
 from lie.optimizers import robust
+from ot import bridge, costs, low_rank, multimarginal, sinkhorn, wasserstein
 
 KEY = jax.eval_shape(lambda: jax.random.key(0))
 
@@ -30,6 +31,7 @@ HOST_ONLY = {
     "lie.wigner.clebsch_gordan": "a NumPy table of float64, made from static sizes",
     "lie.wigner.generators": "a NumPy table of float64, made from static sizes",
     "lie.wigner.middle_blocks": "a NumPy table of float64, made from static sizes",
+    "ot.coupling.align": "its assignments are SciPy's",
     "lie.optimizers.certificate.": "SciPy's sparse factorisation and Lanczos iteration, in float64",
     "lie.optimizers.pose_graph.": "reads files and builds sparse SciPy matrices; its residual is traced by the solvers",
 }
@@ -309,7 +311,60 @@ def equivariant_rows():
     }
 
 
+def beyond_pairs_rows():
+    x, y, z, R = floats(5, 2), floats(4, 2), floats(3, 2), floats(4, 3, 3)
+    many = shape_of(lambda x, y, z: multimarginal.solve([x, y, z], edges="chain", epsilon=1.0), x, y, z)
+    dense = shape_of(lambda x, y: multimarginal.solve([x, y], epsilon=1.0), x, y)
+    thin = shape_of(lambda x, y: low_rank.solve(x, y, rank=2), x, y)
+    plan = shape_of(lambda x, y: sinkhorn.solve(x, y, epsilon=1.0), x, y)
+    bridged = shape_of(lambda x, y: bridge.solve(x, y, sigma=1.0), x, y)
+    chained = shape_of(lambda K, L: bridge.chain([K, L]), floats(3, 4), floats(4, 2))
+    return {
+        "ot.multimarginal.solve": [call([x, y, z], edges="chain", epsilon=1.0), call([x, y], epsilon=1.0)],
+        "ot.multimarginal.MultiMarginal.plan": [call(many), call(dense)],
+        "ot.multimarginal.MultiMarginal.pair": [call(many, 0, 2)],
+        "ot.low_rank.solve": [call(x, y, rank=2)],
+        "ot.low_rank.LowRank.plan": [call(thin)],
+        "ot.low_rank.LowRank.apply": [call(thin, floats(4))],
+        "ot.low_rank.LowRank.barycentric_map": [call(thin, y)],
+        "ot.coupling.pair": [call(x, y, key=KEY, derivative=False)],
+        "ot.paths.interpolate": [call(x, x, 0.5), call(R, R, floats(4), group=so3)],
+        "ot.paths.velocity": [call(x, x, 0.5), call(floats(4, 3), floats(4, 3), floats(4), group=sphere)],
+        "ot.paths.displacement": [call(plan, 0.5, size=3, key=KEY, derivative=False)],
+        "ot.gromov.solve": [call(x, y, epsilon=1.0, starts=3, key=KEY)],
+        "ot.barycenter.solve": [
+            call([x, y], support=z, epsilon=1.0, derivative=False),
+            call([R, R], group=so3, epsilon=1.0, derivative=False),
+        ],
+        "ot.bridge.solve": [call(x, y, sigma=1.0)],
+        "ot.bridge.chain": [call([floats(3, 4), floats(4, 2)])],
+        "ot.bridge.Bridge.log_future": [call(bridged, 0.5, floats(2))],
+        "ot.bridge.Bridge.drift": [call(bridged, 0.5, z)],
+        "ot.bridge.Bridge.sample": [call(bridged, 0.5, size=3, key=KEY, derivative=False)],
+        "ot.bridge.Chain.marginals": [call(chained)],
+        "ot.bridge.Chain.transitions": [call(chained)],
+    }
+
+
+def wasserstein_rows():
+    x, y, R, S = floats(5, 3), floats(6, 3), floats(5, 3, 3), floats(6, 3, 3)
+    a, b = floats(5), floats(6)
+    square, rotations = floats(5, 3), costs.Geodesic(so3)
+    plan = shape_of(lambda x: wasserstein.exact(x, x), x)
+    rows = {
+        "exact": [call(x, square), call(x, y, a, b), call(R, S, cost=rotations)],
+        "Exact.plan": [call(plan, derivative=False)],
+        "one_dimensional": [call(a, b), call(a, b, a, b, p=1), call(a, b, p=1.5)],
+        "circle": [call(a, b, p=1), call(a, b, a, b, p=2)],
+        "sliced": [call(x, y, key=KEY), call(x, y, space=sphere, key=KEY), call(R, S, space=so3, key=KEY)],
+        "gaussian": [call(floats(2, 3), floats(2, 3, 3), floats(3), floats(3, 3))],
+        "linear_program": [call(floats(4), floats(2, 4), floats(2), floats(3, 4), floats(3), derivative=False)],
+    }
+    return {f"ot.wasserstein.{name}": calls for name, calls in rows.items()}
+
+
 ROWS: dict[str, list[Call]] = {
+    **wasserstein_rows(),
     **smooth_rows(),
     **group_rows(),
     **chart_rows(),
@@ -319,4 +374,5 @@ ROWS: dict[str, list[Call]] = {
     **statistic_rows(),
     **representation_rows(),
     **equivariant_rows(),
+    **beyond_pairs_rows(),
 }
