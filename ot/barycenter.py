@@ -210,7 +210,8 @@ def _moved(clouds, a, shares, start, epsilon, tolerance, max_steps, space: Any, 
 
     def assess(z, duals):
         """The step of every point, and the potentials g_k, the value and the error it was found with."""
-        step, value, error, after = 0, 0, 0, []
+        step = value = error = jnp.zeros((), epsilon.dtype)
+        after = []
         for x, mass, log_mass, share, half, g in zip(clouds, a, log_a, shares, halves, duals, strict=True):
             C = measure(z, x)
             found = _dense.solve(C, log_w, log_mass, epsilon, g, inner, _INNER_STEPS)

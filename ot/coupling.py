@@ -129,13 +129,13 @@ def align(
         np.broadcast_to(np.asarray(part, dtype), (*batch, *part.shape[-2:])).reshape(-1, *part.shape[-2:])
         for part, dtype in ((x, np.float64), (y, np.float64), (forbidden, bool))
     ]
-    found = [_align_one(*problem, reflections, starts, max_steps) for problem in zip(*problems, strict=True)]
+    found = [
+        _align_one(p, q, not_these, reflections, starts, max_steps) for p, q, not_these in zip(*problems, strict=True)
+    ]
     kinds = (jnp.int32, x.dtype, x.dtype, x.dtype, jnp.int32, jnp.bool_)
-    return Alignment(
-        *(
-            jnp.asarray(np.stack(parts).reshape((*batch, *np.shape(parts[0]))).astype(kind))
-            for parts, kind in zip(zip(*found, strict=True), kinds, strict=True)
-        )
+    return Alignment._make(
+        jnp.asarray(np.stack(parts).reshape((*batch, *np.shape(parts[0]))).astype(kind))
+        for parts, kind in zip(zip(*found, strict=True), kinds, strict=True)
     )
 
 

@@ -129,7 +129,8 @@ def _solve_one(
         gain = state.reference - kept[3]
         stalled = checked & (gain <= 0.01 * tolerance * jnp.abs(state.reference))
         reference = jnp.where(checked, kept[3], state.reference)
-        return _State(*kept, state.step * jnp.where(better, _GROW, 0.5), reference, steps, stalled)
+        step = state.step * jnp.where(better, _GROW, 0.5)
+        return _State._make((*kept, step, reference, steps, stalled))
 
     def unfinished(state):
         return ~state.stalled & (state.steps < max_steps)

@@ -176,7 +176,7 @@ def _on_grid(joint_cost: Callable[..., Array], points: list[Points]) -> Array:
 def _sum_over_edges(matrices: Sequence[Array], edges: Edges, count: int) -> Array:
     """The tensor Σ c(x_i, x_j)."""
     _sizes(matrices, edges, count)
-    total = 0
+    total = jnp.zeros((), matrices[0].dtype)
     for C, (i, j) in zip(matrices, edges, strict=True):
         C, (first, second) = (C, (i, j)) if i < j else (jnp.swapaxes(C, -1, -2), (j, i))
         shape = [1] * count
@@ -215,13 +215,12 @@ def _solve_one(
         """All messages, and Σ_k Σ_x |P_k − a_k| with P_k = a_k exp(f_k/ε + M_k)."""
         messages = _messages(_fields(f, log_weights, eps), C, edges, eps)
         parts = zip(weights, f, _incoming(messages, edges), strict=True)
-        return messages, sum(jnp.sum(a_k * jnp.abs(jnp.expm1(f_k / eps + M))) for a_k, f_k, M in parts)
+        return messages, jnp.stack([jnp.sum(a_k * jnp.abs(jnp.expm1(f_k / eps + M))) for a_k, f_k, M in parts]).sum()
 
     def advance(state):
         f, messages, _, steps = state
-        f, _ = jax.lax.fori_loop(
-            0, _SWEEPS_PER_CHECK, lambda _, inner: _sweep(*inner, log_weights, C, edges, eps), (f, messages)
-        )
+        sweep = lambda _, inner: _sweep(inner[0], inner[1], log_weights, C, edges, eps)
+        f, _ = jax.lax.fori_loop(0, _SWEEPS_PER_CHECK, sweep, (f, messages))
         return f, *assess(f), steps + _SWEEPS_PER_CHECK
 
     def unfinished(state):
@@ -233,7 +232,8 @@ def _solve_one(
     # those in C and ε, the first term those in the weights.
     live = _messages(_fields(f, log_weights, epsilon), matrices, edges, epsilon)
     mass = jnp.sum(weights[0] * jnp.exp(f[0] / epsilon + _incoming(live, edges)[0]))
-    value = sum(jnp.sum(f_k * a_k) for f_k, a_k in zip(f, a, strict=True)) - epsilon * (mass - 1)
+    gains = jnp.stack([jnp.sum(f_k * a_k) for f_k, a_k in zip(f, a, strict=True)])
+    value = jnp.sum(gains) - epsilon * (mass - 1)
     return MultiMarginal(f, log_a, matrices, edges, epsilon, value, error, steps, error <= tolerance)
 
 
@@ -269,16 +269,17 @@ def _sweep(
     epsilon: Array,
 ) -> tuple[tuple[Array, ...], Any]:
     """Each f_k ← −ε M_k, after which the k-th marginal is exact; on a tree in the order of a walk around it."""
-    f, messages = list(f), messages if edges is None else dict(messages)
+    new = list(f)
     if edges is None:
-        for k in range(len(f)):
-            f[k] = -epsilon * _marginal(_fields(tuple(f), log_a, epsilon), k, matrices[0], epsilon)
-        return tuple(f), messages
-    f[0] = -epsilon * _gathered(messages, 0)
+        for k in range(len(new)):
+            new[k] = -epsilon * _marginal(_fields(tuple(new), log_a, epsilon), k, matrices[0], epsilon)
+        return tuple(new), messages
+    messages = dict(messages)
+    new[0] = -epsilon * _gathered(messages, 0)
     for u, v in _tour(edges):  # messages that point to where the walk stands are up to date
-        messages[u, v] = _message(_fields(tuple(f), log_a, epsilon), messages, u, v, matrices, edges, epsilon)
-        f[v] = -epsilon * _gathered(messages, v)
-    return tuple(f), messages
+        messages[u, v] = _message(_fields(tuple(new), log_a, epsilon), messages, u, v, matrices, edges, epsilon)
+        new[v] = -epsilon * _gathered(messages, v)
+    return tuple(new), messages
 
 
 def _message(

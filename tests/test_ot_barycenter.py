@@ -170,7 +170,7 @@ def test_bad_input_is_named(error, name, change, own_checks):
 
 def test_the_name_that_pot_gives_a_module_answers_a_call():
     with pytest.raises(TypeError, match=r"ot\.barycenter\.solve"):
-        barycenter(1, 2)
+        barycenter(1, 2)  # pyright: ignore[reportCallIssue]
 
 
 def test_under_jit_the_record_is_honest():

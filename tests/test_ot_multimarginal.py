@@ -28,7 +28,7 @@ def marginals(plan):
 
 
 def tensor_of(points, edges):
-    count, total = len(points), 0
+    count, total = len(points), np.zeros(())
     for i, j in edges:
         i, j = sorted((i, j))
         C = np.asarray(costs.SquaredEuclidean()(points[i], points[j]))
@@ -98,7 +98,7 @@ def test_two_marginals_satisfy_the_optimality_of_entropic_transport():
     found = multimarginal.solve(points, weights, epsilon=0.5, tolerance=1e-12)
     P = np.asarray(found.plan())
     C = np.asarray(costs.SquaredEuclidean()(*points))
-    primal = np.sum(P * C) + 0.5 * np.sum(P * np.log(P / np.outer(*weights)))
+    primal = np.sum(P * C) + 0.5 * np.sum(P * np.log(P / np.multiply.outer(*map(np.asarray, weights))))
     assert_allclose(found.value, primal, rtol=1e-10)
     assert_allclose(found.pair(1, 0), P.T, rtol=1e-12)
 

@@ -87,4 +87,4 @@ def test_bad_input_is_named(own_checks):
     with pytest.raises(TypeError, match="group"):
         paths.interpolate(jnp.ones(3), jnp.ones(3), 0.5, group="so3")
     with pytest.raises(TypeError, match="t: expected"):
-        paths.interpolate(jnp.ones(3), jnp.ones(3), "half")
+        paths.interpolate(jnp.ones(3), jnp.ones(3), "half")  # pyright: ignore[reportArgumentType]
