@@ -363,6 +363,22 @@ def wasserstein_rows():
     return {f"ot.wasserstein.{name}": calls for name, calls in rows.items()}
 
 
+def sinkhorn_rows():
+    x, y = floats(5, 3), floats(6, 3)
+    plan = shape_of(lambda x, y: sinkhorn.solve(x, y, epsilon=1.0), x, y)
+    batch = [floats(2, 5, 3), y, floats(5), floats(2, 6)]
+    rows = {
+        "sinkhorn.solve": [call(x, y, epsilon=1.0), call(*batch, epsilon=1.0, mass_penalty=(1.0, 2.0), tolerance=1e-6)],
+        "sinkhorn.Potentials.plan": [call(plan)],
+        "sinkhorn.Potentials.apply": [call(plan, floats(6))],
+        "sinkhorn.Potentials.transport_cost": [call(plan)],
+        "sinkhorn.Potentials.barycentric_map": [call(plan)],
+        "sinkhorn.Potentials.sample_pairs": [call(plan, 4, key=KEY, derivative=False)],
+        "wasserstein.sinkhorn_divergence": [call(x, y, epsilon=1.0)],
+    }
+    return {f"ot.{name}": calls for name, calls in rows.items()}
+
+
 ROWS: dict[str, list[Call]] = {
     **wasserstein_rows(),
     **smooth_rows(),
@@ -375,4 +391,5 @@ ROWS: dict[str, list[Call]] = {
     **representation_rows(),
     **equivariant_rows(),
     **beyond_pairs_rows(),
+    **sinkhorn_rows(),
 }
