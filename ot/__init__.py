@@ -22,6 +22,7 @@ __all__: list[str] = [
     "low_rank",
     "multimarginal",
     "paths",
+    "sinkhorn",
     "wasserstein",
 ]
 

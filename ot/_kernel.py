@@ -91,7 +91,7 @@ def blocked(rows: Any, n: int, m: int, filling: str, entries: int = _TILE_ENTRIE
 
 
 def row_answer(pairs: _pairs.Pairs, g: Float[Array, "m"], epsilon: Array, working: Any) -> Float[Array, "n"]:
-    """f_i = −ε log Σ_j b_j exp((g_j − C_ij)/ε), in logarithms, which cannot overflow or underflow; by blocks of rows."""
+    """f_i = −ε log Σ_j b_j exp((g_j − C_ij)/ε), in logarithms, which cannot overflow or underflow; blockwise."""
     log_b = smooth.log(pairs.b)
     return _over_blocks(
         lambda x: _soft_minimum((g - pairs.cost(x, pairs.y)) / epsilon + log_b, epsilon, 1, working),

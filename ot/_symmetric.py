@@ -1,7 +1,8 @@
 """The transport of a cloud to itself, for costs that are symmetric: one potential, f = g, by averaged iterations.
 
 f <- (f + T f)/2 with T Sinkhorn's half-step. At the solution T has the derivative −P, P a stochastic matrix with
-spectrum in [0, 1] for positive definite kernels, so the average contracts by 1/2 whatever ε is: no falling ε, no Newton.
+spectrum in [0, 1] for positive definite kernels, so the average contracts by 1/2 whatever ε is: no falling ε, no
+Newton step.
 Source: Feydy et al. 2019, "Interpolating between optimal transport and MMD using Sinkhorn divergences", section 3.
 """
 

@@ -16,7 +16,6 @@ from jaxtyping import Array, ArrayLike
 from lie import check
 from ot import _pairs, costs
 
-
 FINE = 1e-4
 """Below this tolerance float32 kernels are followed by float64 ones: Newton's system loses its slow modes before."""
 
@@ -96,7 +95,7 @@ def _lost(name: str, value: ArrayLike, dtype: Any) -> Any:
 
 
 def effort(tolerance: ArrayLike, max_steps: ArrayLike, dtype: Any) -> tuple[Array, Array, bool]:
-    """The tolerance, the budget, and whether the tolerance may ask for float64 kernels. Raises ValueError for neither."""
+    """The tolerance, the budget, and whether the tolerance may ask for float64 kernels. Raises for what is neither."""
     level = scalar("tolerance", tolerance, dtype)
     fine = not concrete(level) or float(level) < FINE
     budget = jnp.asarray(max_steps)

@@ -318,7 +318,7 @@ def test_bad_input_is_refused_by_name(change, message, own_checks):
 @pytest.mark.parametrize("kind", [dict(x=jnp.arange(6).reshape(2, 3)), dict(y=np.ones((4, 3)))])
 def test_other_types_are_refused_by_name(kind, own_checks):
     x, y = clouds(4, 4, 3)
-    with pytest.raises(TypeError, match="expected floating-point|expected one dtype"):
+    with pytest.raises(TypeError, match=r"expected floating-point|expected one dtype"):
         sinkhorn.solve(**(dict(x=x, y=y) | kind), epsilon=0.1)
 
 
