@@ -21,7 +21,7 @@ from benchmarks import harness, peer_process, transport_alone, transport_instanc
 from benchmarks.harness import Metric, Options
 from benchmarks.transport_rivals import TOLERANCE, Contestant, Instance
 from lie import so3
-from ot import costs, sinkhorn
+from ot import costs, sinkhorn, wasserstein
 
 _SHOWN_ONLY = float("inf")  # a figure in seconds belongs to one machine on one day: no gate holds on it
 _NOISE = 0.35  # of a ratio of best rounds on a machine that does other work
@@ -225,7 +225,6 @@ def tight(options: Options, pot: peer_process.Peer | None) -> Iterator[Metric]:
 
 def gradient(options: Options, pot: peer_process.Peer | None) -> Iterator[Metric]:
     """The divergence's gradient over OTT's implicit one, and Hessian-vector products in both modes."""
-    from ot import wasserstein
 
     def ours(x, y, epsilon):
         return wasserstein.sinkhorn_divergence(x, y, epsilon=epsilon).value
@@ -249,7 +248,8 @@ def _divergence_gradient(options: Options, ours: Callable[..., Any]) -> Iterator
         harness.peer("ott")
         from benchmarks import peer_ott
 
-        implicit, danskin = (jax.jit(jax.grad(peer_ott.divergence(TOLERANCE, danskin=d))) for d in (False, True))
+        of = lambda *options: jax.jit(jax.grad(peer_ott.divergence(*options)))
+        implicit, danskin = (of("momentum 1.5", TOLERANCE, by_danskin) for by_danskin in (False, True))
         return {
             "ott implicit float32": _bound(implicit, *pairs),
             "ott implicit float64": _in_doubles(implicit, x, y, epsilon),
@@ -257,7 +257,13 @@ def _divergence_gradient(options: Options, ours: Callable[..., Any]) -> Iterator
         }
 
     calls |= _or_reason(theirs) or {}
-    errors = {side: relative_error(np.asarray(call(), np.float64)) for side, call in calls.items()}
+    errors = {}
+    for side, call in list(calls.items()):
+        try:
+            errors[side] = relative_error(np.asarray(call(), np.float64))
+        except jax.errors.JaxRuntimeError:  # its linear solver raises where it meets a NaN
+            print(f"  {name}: {side} fails", flush=True)
+            del calls[side]
     timings = transport_rivals.race_of(calls, 3)
     yield Metric(f"{name}/error", errors["haar"] / 1e-4, "1e-4", "lower", 0.3, absolute=True, goal=1.0)
     for rival in calls:
@@ -307,8 +313,6 @@ def _in_doubles(function: Callable[..., Any], *arguments: Any) -> Callable[[], A
 
 def exact(options: Options, pot: peer_process.Peer | None) -> Iterator[Metric]:
     """Unregularised distance between clouds of equal size: our gap, and times over POT's simplex (SciPy's at 1024)."""
-    from ot import wasserstein
-
     for n, d, goal in ((1024, 3, 120.0), (1024, 64, 120.0), (4096, 3, 3000.0), (4096, 64, 3000.0)):
         if not options.wants(name := f"exact/n{n} d{d}") or (options.quick and n > 1024):
             continue
@@ -332,8 +336,7 @@ def exact(options: Options, pot: peer_process.Peer | None) -> Iterator[Metric]:
         off = max(abs(float(solved.value) / value - 1) for value in values.values())
         timings = transport_rivals.race_of(calls, 3)
         yield Metric(f"{name}/value", off / 1e-6, "1e-6", "lower", 0.3, absolute=True, goal=1.0)
-        gap = float(solved.gap) / float(solved.value)
-        yield Metric(f"{name}/gap", gap / 1e-6, "1e-6", "lower", 0.3, absolute=True, goal=1.0)
+        yield Metric(f"{name}/gap", float(solved.gap) / 1e-6, "1e-6", "lower", 0.3, absolute=True, goal=1.0)
         ms = transport_rivals.best(timings, "haar") * 1e3
         yield Metric(f"{name}/ms", ms, "ms", "lower", _SHOWN_ONLY, goal=goal, note=_load())
         for rival in calls:
@@ -343,8 +346,6 @@ def exact(options: Options, pot: peer_process.Peer | None) -> Iterator[Metric]:
 
 def line(options: Options, pot: peer_process.Peer | None) -> Iterator[Metric]:
     """One dimension and slices of 64, outside jit: over POT's two solvers of a line and its sliced distance."""
-    from ot import wasserstein
-
     if pot is None:
         return
     if options.wants(name := "line/n100000"):
@@ -381,7 +382,8 @@ def large(options: Options, pot: peer_process.Peer | None) -> Iterator[Metric]:
         if not options.wants(name := f"large/n{n} d3 eps0.05") or options.quick:
             continue
         found = transport_alone.run(n, 0.05, calls=2 if n < 100_000 else 1)
-        note = f"first call {found['first']:.3g} s, {found['steps']} steps, error {found['error']:.1e}; {_load()}"
+        times = f"first call {found['first']:.3g} s; processor {found['processor'][-1]:.3g} s"
+        note = f"{times}; {found['steps']} steps, error {found['error']:.1e}; {_load()}"
         yield Metric(f"{name}/s", found["seconds"], "s", "lower", _SHOWN_ONLY, goal=seconds, note=note)
         yield Metric(f"{name}/MB", found["peak"] / 1e6, "MB", "lower", 0.25, goal=megabytes)
         yield Metric(f"{name}/error", found["error"] / TOLERANCE, "tol", "lower", 0.3, absolute=True, goal=1.0)
@@ -393,6 +395,6 @@ def compilation(options: Options, pot: peer_process.Peer | None) -> Iterator[Met
         if not options.wants(name := f"compile/n{n} d3 eps0.05"):
             continue
         for kind, goal, found in transport_alone.compilations(n, 0.05):
-            seconds = f"first {found['first']:.3g} s ({found['processor']:.3g} s of processor)"
-            note = f"{seconds}, then {found['seconds']:.3g} s; {_load()}"
+            times = f"first {found['first']:.3g} s, then {found['seconds']:.3g} s"
+            note = f"{times}; processor {found['processor'][0]:.3g} s; {_load()}"
             yield Metric(f"{name}/{kind}", found["first"] - found["seconds"], "s", "lower", 0.5, goal=goal, note=note)

@@ -81,11 +81,10 @@ def matrix(setting: str, relative: float, tolerance: float, limit: int) -> Calla
     return solve
 
 
-def divergence(threshold: float, danskin: bool = False) -> Callable[..., jax.Array]:
-    """(x, y, ε) -> Sinkhorn divergence, differentiated by the implicit function theorem unless `danskin`."""
+def divergence(setting: str, tolerance: float, danskin: bool = False) -> Callable[..., jax.Array]:
+    """(x, y, ε) -> Sinkhorn divergence, differentiated by the implicit function theorem unless `danskin`.
 
-    def value(x, y, epsilon):
-        options = {"threshold": threshold, "use_danskin": danskin}
-        return sinkhorn_divergence.sinkdiv(x, y, epsilon=epsilon, solve_kwargs=options)[0]
-
-    return value
+    The setting is that of the term between x and y; OTT has its own for the other two.
+    """
+    options = dict(SETTINGS[setting].options(tolerance, 2000), use_danskin=danskin)
+    return lambda x, y, epsilon: sinkhorn_divergence.sinkdiv(x, y, epsilon=epsilon, solve_kwargs=options)[0]
