@@ -47,7 +47,7 @@ class SquaredEuclidean:
 
     For d <= 8 a sum of squared differences: relative error <= d eps, and exactly 0 where x = y. For larger d
     |x|² + |y|² − 2 x·y of the clouds moved to the mean of y, never negative: one matrix product, absolute error
-    <= 4 eps (|x|² + |y|²) after the move. Derivatives are exact in both forms.
+    <= 3 eps (|x|² + |y|²) after the move. Derivatives are exact in both forms.
     """
 
     event_dimensions = 1
@@ -140,7 +140,7 @@ class Geodesic:
     so2, so3: the angle of x⁻¹y; su2: the double cover's, in which q and −q are 2π apart; se2, se3:
     √(|t|²/length² + θ²), `length` being what one radian is worth in the unit of the translations; products: √Σ d².
     All pairs are compared by unit quaternions (so3) or complex numbers (so2), one for each element, never by n x m
-    matrices. Error <= 4 eps radians, at 0 and π too. Along the group the derivatives are those of its own
+    matrices. Error <= 8 eps radians, at 0 and π too. Along the group the derivatives are those of its own
     `squared_distance`. At distance 0 with power < 2 the gradient is 0 by choice, at the cut locus that of one branch.
     Raises ValueError unless power > 0 and length > 0, or for a length that nothing in the group uses.
     """

@@ -1,6 +1,5 @@
 """Costs between all pairs: against distances of `lie` and NumPy in float64, at 0 and at π, with their derivatives."""
 
-import itertools
 from functools import partial
 
 import jax
@@ -59,8 +58,7 @@ def test_coincident_points_cost_nothing_and_have_derivatives(d, dtype):
         form = 0 if d <= 8 or power < 2 else 8 * d * eps(dtype)
         assert (jnp.diag(C) >= 0).all()
         assert (jnp.diag(C) <= form ** (power / 2)).all()
-        gradient = jax.grad(total)(x, x)
-        hessian = jax.jit(jax.hessian(total))(x[:2], x)
+        gradient, hessian = jax.jit(jax.jacfwd(jax.value_and_grad(total)))(x[:2], x)
         assert np.isfinite(gradient).all()
         assert np.isfinite(hessian).all()
     squared = costs.SquaredEuclidean()
@@ -70,17 +68,19 @@ def test_coincident_points_cost_nothing_and_have_derivatives(d, dtype):
 
 
 @pytest.mark.parametrize("space", GROUPS, ids=name_of)
-@pytest.mark.parametrize("power", [1.0, 2.0, 3.0])
-def test_geodesic_is_the_distance_of_the_group(space, power, dtype):
+def test_geodesic_is_the_distance_of_the_group(space, dtype):
     x, y = space.sample((3, 1, 5), dtype, key=KEY_X), space.sample((2, 4), dtype, key=KEY_Y)
-    C = jax.jit(costs.Geodesic(space, power))(x, y)
-    assert C.shape == (3, 2, 5, 4)
-    assert C.dtype == dtype
-    rows = jax.tree.map(lambda e, a: jnp.expand_dims(a, a.ndim - e), costs.Geodesic(space).event_dimensions, x)
-    columns = jax.tree.map(lambda e, a: jnp.expand_dims(a, a.ndim - e - 1), costs.Geodesic(space).event_dimensions, y)
-    expected = np.asarray(space.distance(rows, columns), np.float64)
-    # angles to 8 eps, those of su2 up to 2π
-    assert_allclose(C, expected**power, rtol=0, atol=8 * eps(dtype) * (power * expected ** (power - 1)).max() + 1e-300)
+    powers = [1.0, 2.0, 3.0]
+    events = costs.Geodesic(space).event_dimensions
+    rows = jax.tree.map(lambda e, a: jnp.expand_dims(a, a.ndim - e), events, x)
+    columns = jax.tree.map(lambda e, a: jnp.expand_dims(a, a.ndim - e - 1), events, y)
+    expected = np.asarray(jax.jit(space.distance)(rows, columns), np.float64)
+    all_powers = jax.jit(lambda x, y: [costs.Geodesic(space, power)(x, y) for power in powers])
+    for power, C in zip(powers, all_powers(x, y), strict=True):
+        assert C.shape == (3, 2, 5, 4)
+        assert C.dtype == dtype
+        # 7 eps radians, those of su2 up to 2π, and what `distance` itself is off by
+        assert_allclose(C, expected**power, rtol=0, atol=12 * eps(dtype) * power * expected.max() ** (power - 1))
 
 
 @pytest.mark.parametrize("space", [so2, so3, su2, se2, se3], ids=name_of)
@@ -117,17 +117,17 @@ def test_gradient_of_geodesic_is_that_of_the_squared_distance(space):
     x, y = space.sample((4,), jnp.float64, key=KEY_X), space.sample((3,), jnp.float64, key=KEY_Y)
     one = lambda a: jax.tree.map(lambda leaf: leaf[None], a)
 
-    def moved(distance, i, j, xi):
-        at = lambda points, k: jax.tree.map(lambda leaf: leaf[k], points)
-        return distance(space.retract(at(x, i), xi), at(y, j))
+    def derivatives(distance):
+        def of_pair(a, b):
+            along = lambda xi: distance(space.retract(a, xi), b)
+            return jax.jacfwd(jax.value_and_grad(along))(jnp.zeros(space.dimension))
 
-    ours = lambda a, b: costs.Geodesic(space)(one(a), one(b))[0, 0]
-    theirs = space.squared_distance
-    for i, j in itertools.product(range(4), range(3)):
-        zero = jnp.zeros(space.dimension)
-        a, b = (jax.jacfwd(jax.value_and_grad(partial(moved, d, i, j)))(zero) for d in (ours, theirs))
-        assert_allclose(a[0], b[0], atol=1e-12)
-        assert_allclose(a[1], b[1], atol=1e-11)
+        return jax.jit(jax.vmap(jax.vmap(of_pair, (None, 0)), (0, None)))(x, y)
+
+    ours = derivatives(lambda a, b: costs.Geodesic(space)(one(a), one(b))[0, 0])
+    theirs = derivatives(space.squared_distance)
+    assert_allclose(ours[0], theirs[0], atol=1e-12)
+    assert_allclose(ours[1], theirs[1], atol=1e-10)
 
 
 def test_all_pairs_of_rotations_never_become_matrices():
@@ -146,17 +146,17 @@ def test_all_pairs_of_rotations_never_become_matrices():
     assert max(np.prod(shape) for shape in pairs) == 42
 
 
-@pytest.mark.parametrize("d", [2, 3, 8])
+@pytest.mark.parametrize("d", [2, 8])
 def test_sphere_is_the_arc_from_0_to_pi(d, dtype):
     x, y = (sphere.sample((5,), dtype, d, key=key) for key in (KEY_X, KEY_Y))
     y = jnp.concatenate([y, x, -x])
     expected = sphere.distance(x[:, None], y)
     assert_allclose(costs.Sphere(1)(x, y), expected, rtol=0, atol=6 * eps(dtype))
     assert_allclose(costs.Sphere(3)(x, y), expected**3, rtol=0, atol=6 * 30 * eps(dtype))
-    for power in (1.0, 2.0, 2.5):
-        total = lambda x, power=power: jnp.sum(costs.Sphere(power)(x, y))
-        assert np.isfinite(jax.grad(total)(x)).all()
-        assert np.isfinite(jax.jit(jax.hessian(total))(x)).all()
+    for power in (1.0, 2.5):
+        total = lambda x, power=power: jnp.sum(costs.Sphere(power)(x[None], y))
+        slope_and_curvature = jax.jit(jax.vmap(jax.jacfwd(jax.value_and_grad(total))))
+        assert all(np.isfinite(part).all() for part in slope_and_curvature(x))
 
 
 def test_gradient_on_the_sphere_at_right_angles():
@@ -178,7 +178,7 @@ def test_derivatives_are_those_of_finite_differences(cost):
     along = lambda t: jnp.sum(jnp.sin(cost(x + t * v, y)))  # the chord extends the arc off the sphere
     if isinstance(cost, costs.Sphere):
         along = lambda t: jnp.sum(jnp.sin(cost(sphere.normalize(x + t * v), y)))
-    first = jax.grad(along)
+    along, first = jax.jit(along), jax.jit(jax.grad(along))
     assert_allclose(first(0.0), (along(1e-5) - along(-1e-5)) / 2e-5, rtol=1e-7)
     assert_allclose(jax.grad(first)(0.0), (first(1e-5) - first(-1e-5)) / 2e-5, rtol=1e-6)
 
