@@ -217,7 +217,8 @@ def _left_jacobian_inverse(omega: Array) -> Array:
 
 @jax.custom_jvp
 def _exp(omega: Array) -> Array:
-    return isotropic(*smooth.stumpff_family(3, elementwise.dot(omega, omega)), omega)
+    c0, c1, c2 = smooth.stumpff_family(3, elementwise.dot(omega, omega))
+    return isotropic(c0, c1, c2, omega)
 
 
 @_exp.defjvp

@@ -99,5 +99,5 @@ def degree_weights(t: Array) -> Array:
 
     One array, because XLA compiles each exponential alone: the Hessian of log f took twice as long with a list.
     """
-    l = np.arange(1, _MAX_DEGREE[t.dtype.itemsize] + 1).reshape(-1, *[1] * t.ndim).astype(t.dtype)
+    l = jnp.asarray(np.arange(1, _MAX_DEGREE[t.dtype.itemsize] + 1), t.dtype).reshape(-1, *[1] * t.ndim)
     return (2 * l + 1) * jnp.exp(-l * (l + 1) / 2 * t)
