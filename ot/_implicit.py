@@ -60,7 +60,8 @@ def solution(
     with jax.enable_x64(True):
         problem, tolerance, budget = pairs.kept(), tolerance.astype(jnp.float64), max_steps // 2
         if initial is not None:
-            state = _continuation.start(*_pairs.astype(initial, jnp.float64), problem.wide().epsilon)
+            f, g = _pairs.astype(initial, jnp.float64)
+            state = _continuation.start(f, g, problem.wide().epsilon)
         elif method.symmetric:
             nothing = jnp.zeros_like(problem.wide().a)
             state = _continuation.start(nothing, nothing, problem.wide().epsilon)
@@ -86,7 +87,7 @@ def _solution_jvp(method, primals, tangents):
     f_dot, g_dot = _potentials_dot(pairs, near, motion)
     still = jnp.zeros_like
     dual_dot = Dual(f_dot, g_dot, still(f_dot), still(g_dot))
-    discrete = np.zeros(solved.steps.shape, jax.dtypes.float0)
+    discrete: Any = np.zeros(solved.steps.shape, jax.dtypes.float0)
     return solved, Solution(dual_dot, value_dot, still(solved.error), discrete, discrete)
 
 
@@ -138,8 +139,8 @@ def over_rows(of_block: Any, pairs: _pairs.Pairs, *rows: Array) -> tuple[Array, 
     n, m = len(pairs.a), len(pairs.b)
     if n * m <= _BLOCK_ENTRIES or pairs.x is None:
         return of_block(pairs.x, pairs.a, *rows)
-    x, *rows = _kernel.blocked((pairs.x, *rows), n, m, "edge", _BLOCK_ENTRIES)
-    blocks = x, _kernel.blocked(pairs.a, n, m, "zero", _BLOCK_ENTRIES), *rows
+    x, *split_rows = _kernel.blocked((pairs.x, *rows), n, m, "edge", _BLOCK_ENTRIES)
+    blocks = x, _kernel.blocked(pairs.a, n, m, "zero", _BLOCK_ENTRIES), *split_rows
 
     @jax.checkpoint
     def visit(total, block):

@@ -110,7 +110,8 @@ def solve(
     level, budget, fine = _validate.effort(tolerance, max_steps, pairs.a.dtype)
     method = _implicit.Method(fine, symmetric=False)
     solved = _implicit.solutions(method, len(batch), pairs, _start(initial, pairs), level, budget)
-    return Potentials(*solved.dual, *solved[1:], pairs)
+    f, g, f_low, g_low = solved.dual
+    return Potentials(f, g, f_low, g_low, solved.value, solved.error, solved.steps, solved.converged, pairs)
 
 
 def _start(initial: Any, pairs: _pairs.Pairs) -> tuple[Array, Array] | None:

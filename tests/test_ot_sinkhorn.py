@@ -1,6 +1,7 @@
 """Laws of entropic transport: marginals, duality, closed forms, invariances, derivatives, honesty about bad input."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -268,16 +269,17 @@ class TestDerivatives:
         x, y, a, b, _ = self.problem()
         direction = clouds(60, 40, 3, jnp.float64, seed=5)[0]
 
-        def product(x, y, a, b, direction, tolerance, reverse):
+        def product(clouds, direction, tolerance, reverse):
+            x, y, a, b = clouds
             slope = jax.grad(lambda x: sinkhorn.solve(x, y, a, b, epsilon=0.05, tolerance=tolerance).value)
             if reverse:
                 return jax.grad(lambda x: jnp.vdot(slope(x), direction))(x)
             return jax.jvp(slope, (x,), (direction,))[1]
 
-        exact = product(x, y, a, b, direction, 1e-12, False)
-        narrow = [z.astype(jnp.float32) for z in (x, y, a, b, direction)]
+        exact = product((x, y, a, b), direction, 1e-12, False)
+        *narrow, along = (z.astype(jnp.float32) for z in (x, y, a, b, direction))
         for reverse in (False, True):
-            found = product(*narrow, 1e-3, reverse).astype(jnp.float64)
+            found = product(narrow, along, 1e-3, reverse).astype(jnp.float64)
             assert jnp.linalg.norm(found - exact) <= 1e-3 * jnp.linalg.norm(exact)
 
     @pytest.mark.parametrize("cost", [costs.SquaredEuclidean(), costs.Euclidean()], ids=["squared", "Euclidean"])
@@ -310,7 +312,7 @@ def test_bad_input_is_refused_by_name(change, message, own_checks):
     good = dict(
         x=x, y=y, a=jnp.full(8, jnp.float32(1 / 8)), b=jnp.full(8, jnp.float32(1 / 8)), epsilon=0.1, tolerance=1e-3
     )
-    bad = good | {name: alter(good[name]) for name, alter in change.items()}
+    bad: Any = good | {name: alter(good[name]) for name, alter in change.items()}
     with pytest.raises(ValueError, match=message):
         sinkhorn.solve(**bad)
 

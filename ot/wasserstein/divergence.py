@@ -55,10 +55,12 @@ def sinkhorn_divergence(
     value = between - (within_x + within_y) / 2
     if mass_penalty is not None:
         value = value + pairs.epsilon * (jnp.sum(pairs.a, axis=-1) - jnp.sum(pairs.b, axis=-1)) ** 2 / 2
-    error = jnp.max(jnp.stack([solution.error for solution in solved]), axis=0)
-    steps = sum(solution.steps for solution in solved)
-    converged = jnp.all(jnp.stack([solution.converged for solution in solved]), axis=0)
-    return Divergence(value, error, steps, converged)
+    error = jnp.stack([solution.error for solution in solved])
+    steps = jnp.stack([solution.steps for solution in solved])
+    converged = jnp.stack([solution.converged for solution in solved])
+    return Divergence(
+        value, jnp.max(error, axis=0), jnp.sum(steps, axis=0, dtype=jnp.int32), jnp.all(converged, axis=0)
+    )
 
 
 def _against_itself(pairs: _pairs.Pairs, points: str, weights: str, rho: str) -> _pairs.Pairs:
