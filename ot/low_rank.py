@@ -165,13 +165,16 @@ def _objective(q: Array, r: Array, g: Array, of_q: Array, *, a: Array, b: Array,
 
 
 class _Dual(NamedTuple):
-    """Multipliers v (2, rank) of Qᵀ1 = g and Rᵀ1 = g, the dual function there and the L1 residual of both."""
+    """Multipliers v (2, rank) of Qᵀ1 = g and Rᵀ1 = g, and what they give: Q/a and R/b (transposed), g, sums, value."""
 
     v: Array
+    Q: Array
+    R: Array
+    rows_q: Array
+    rows_r: Array
+    g: Array
+    sums: Array
     value: Array
-    residual: Array
-    damping: Array
-    steps: Array
 
 
 def _project(q: Array, r: Array, g: Array, *, a: Array, b: Array, tolerance: Any) -> tuple[Array, Array, Array, Array]:
@@ -182,50 +185,53 @@ def _project(q: Array, r: Array, g: Array, *, a: Array, b: Array, tolerance: Any
     """
     rank, resolution = g.shape[0], 16 * float(jnp.finfo(g.dtype).eps)
 
-    def factors(v):
-        rows_q, rows_r = logsumexp(q + v[0][:, None], axis=0), logsumexp(r + v[1][:, None], axis=0)
+    def at(v):
+        (Q, rows_q), (R, rows_r) = _softmax(q + v[0][:, None]), _softmax(r + v[1][:, None])
         G = jnp.exp(g - v[0] - v[1])
-        return rows_q, rows_r, G, jnp.sum(a * rows_q) + jnp.sum(b * rows_r) + jnp.sum(G)
-
-    def slopes(v):
-        rows_q, rows_r, G, value = factors(v)
-        Q, R = jnp.exp(q + v[0][:, None] - rows_q), jnp.exp(r + v[1][:, None] - rows_r)  # sum to 1 over the parts
         sums = jnp.stack([jnp.sum(a * Q, axis=-1), jnp.sum(b * R, axis=-1)])
-        return Q, R, G, sums, value
+        value = jnp.sum(a * rows_q) + jnp.sum(b * rows_r) + jnp.sum(G)
+        return _Dual(v, Q, R, rows_q, rows_r, G, sums, value)
+
+    def newton_step(point, damping):
+        G, diagonal = point.g, jnp.diag(point.g)
+        curvature_q = jnp.diag(point.sums[0] + G) - elementwise.einsum("ki,li->kl", a * point.Q, point.Q)
+        curvature_r = jnp.diag(point.sums[1] + G) - elementwise.einsum("kj,lj->kl", b * point.R, point.R)
+        curvature = jnp.block([[curvature_q, diagonal], [diagonal, curvature_r]])
+        size = (point.sums + G).reshape(-1)
+        gauge = jnp.repeat(jnp.array([1, -1], g.dtype), rank) / rank  # v_q + c, v_r − c is the same point
+        regular = jnp.diag(jnp.where(size == 0, 1, damping * size)) + gauge[:, None] * gauge
+        return jnp.linalg.solve(curvature + regular, (G - point.sums).reshape(-1)).reshape(2, rank)
 
     def advance(state):
-        Q, R, G, sums, _ = slopes(state.v)
-        curvature_q = jnp.diag(sums[0] + G) - elementwise.einsum("ki,li->kl", a * Q, Q)
-        curvature_r = jnp.diag(sums[1] + G) - elementwise.einsum("kj,lj->kl", b * R, R)
-        curvature = jnp.block([[curvature_q, jnp.diag(G)], [jnp.diag(G), curvature_r]])
-        size = (sums + G).reshape(-1)
-        gauge = jnp.repeat(jnp.array([1, -1], g.dtype), rank) / rank  # v_q + c, v_r − c is the same point
-        regular = jnp.diag(jnp.where(size == 0, 1, state.damping * size)) + gauge[:, None] * gauge
-        step = jnp.linalg.solve(curvature + regular, (G - sums).reshape(-1)).reshape(2, rank)
-        v = state.v + step
-        *_, G, sums, value = slopes(v)
-        better = value <= state.value + resolution * jnp.abs(state.value)
-        damping = jnp.where(better, state.damping / 8, 8 * state.damping)
-        moved = _Dual(v, value, jnp.sum(jnp.abs(sums - G)), damping, state.steps + 1)
-        stayed = state._replace(damping=damping, steps=state.steps + 1)
-        return jax.tree.map(lambda new, old: jnp.where(better, new, old), moved, stayed)
+        point, damping, steps = state
+        ahead = at(point.v + newton_step(point, damping))
+        better = ahead.value <= point.value + resolution * jnp.abs(point.value)
+        point = jax.tree.map(lambda new, old: jnp.where(better, new, old), ahead, point)
+        return point, jnp.where(better, damping / 8, 8 * damping), steps + 1
 
     def unfinished(state):
-        return ~(state.residual <= tolerance) & (state.steps < _INNER_STEPS)
+        point, _, steps = state
+        return ~(jnp.sum(jnp.abs(point.sums - point.g)) <= tolerance) & (steps < _INNER_STEPS)
 
-    v = jnp.zeros((2, rank), g.dtype)
-    *_, G, sums, value = slopes(v)
     damping = jnp.asarray(_FIRST_DAMPING, g.dtype)
-    first = _Dual(v, value, jnp.sum(jnp.abs(sums - G)), damping, jnp.int32(0))
-    v = jax.lax.while_loop(unfinished, advance, first).v
+    first = at(jnp.zeros((2, rank), g.dtype)), damping, jnp.int32(0)
+    found, _, _ = jax.lax.while_loop(unfinished, advance, first)
+    v = found.v
     # The columns last, in closed form: Qᵀ1 = Rᵀ1 = g to rounding, so that the plan's error is that of the rows.
-    rows_q, rows_r, _, _ = factors(v)
-    q, r = q + v[0][:, None] - rows_q, r + v[1][:, None] - rows_r
+    q, r = q + v[0][:, None] - found.rows_q, r + v[1][:, None] - found.rows_r
     columns_q, columns_r = logsumexp(q + smooth.log(a), axis=-1), logsumexp(r + smooth.log(b), axis=-1)
     total = (g - v[0] - v[1] + columns_q + columns_r) / 3
     q, r = q + (total - columns_q)[:, None], r + (total - columns_r)[:, None]
     error_q = jnp.sum(a * jnp.abs(jnp.sum(jnp.exp(q), axis=0) - 1))
     return q, r, total, error_q + jnp.sum(b * jnp.abs(jnp.sum(jnp.exp(r), axis=0) - 1))
+
+
+def _softmax(x: Array) -> tuple[Array, Array]:
+    """exp(x) scaled to sum 1 over the first axis, and the logarithm of what it summed to."""
+    largest = jnp.max(x, axis=0)
+    raised = jnp.exp(x - largest)
+    total = jnp.sum(raised, axis=0)
+    return raised / total, largest + jnp.log(total)
 
 
 def _start(A: Array, B: Array, rank: int, gradients: Any, project: Any) -> tuple[Array, Array, Array, Array]:

@@ -115,14 +115,14 @@ def test_zero_weights_and_duplicate_points_are_finite():
 
 
 def test_each_batch_element_stops_on_its_own():
-    x, y = clouds(16, 16)
-    scales = jnp.array([[1.0], [3.0]], jnp.float32)[..., None, None] * jnp.ones((2, 3, 1, 1), jnp.float32)
-    shifts = jnp.arange(3, dtype=jnp.float32)[:, None, None]
+    x, y = clouds(16, 16, jnp.float64)
+    scales = jnp.array([[1.0], [3.0]], jnp.float64)[..., None, None] * jnp.ones((2, 3, 1, 1), jnp.float64)
+    shifts = jnp.arange(3, dtype=jnp.float64)[:, None, None]
     together = low_rank.solve(scales * x, y + shifts, rank=3)
     assert together.value.shape == (2, 3)
     alone = low_rank.solve(3 * x, y + 2, rank=3)
     assert int(together.steps[1, 2]) == int(alone.steps)
-    assert_allclose(together.value[1, 2], alone.value, rtol=1e-5)
+    assert_allclose(together.value[1, 2], alone.value, rtol=1e-9)
 
 
 def test_nothing_as_large_as_the_plan_is_stored():
