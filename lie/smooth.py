@@ -224,18 +224,37 @@ def _stumpff_family_jvp(count, primals, tangents):
     return c[:count], tuple(slope * x_dot for slope in slopes)
 
 
+@jax.custom_jvp
 def arcsin_squared(y: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """arcsin(√y)² as a function of y, 0 <= y <= 0.8; y + y²/3 + ... at 0. All derivatives are exact there.
 
     The angle is halved twice, y -> y/(2 + 2√(1 − y)), then Σ_n (4y)^n/(2 n² C(2n, n)): positive terms only. Relative
     error <= 2 eps.
     """
-    for _ in range(2):
-        y = y / (2 * (1 + jnp.sqrt(1 - y)))
-    series = jnp.zeros_like(y)
-    for n in range(17 if y.dtype.itemsize == 8 else 8, 0, -1):
-        series = series * y + 4.0**n / (2 * n * n * math.comb(2 * n, n))
-    return 16 * y * series
+    quarter, _ = _quarter_angle(y)
+    return 16 * (quarter * polynomial(_arcsin_series(y.dtype.itemsize)[1:], quarter))
+
+
+@arcsin_squared.defjvp
+def _arcsin_squared_jvp(primals, tangents):
+    (y,), (y_dot,) = primals, tangents
+    quarter, cosines = _quarter_angle(y)
+    slope = polynomial(_slope(_arcsin_series(y.dtype.itemsize)), quarter) / cosines
+    return arcsin_squared(y), slope * y_dot
+
+
+def _quarter_angle(y: Array) -> tuple[Array, Array]:
+    """sin²(θ/4) and cos θ cos(θ/2) for y = sin² θ."""
+    cosine = jnp.sqrt(1 - y)
+    y = y / (2 * (1 + cosine))
+    half = jnp.sqrt(1 - y)
+    return y / (2 * (1 + half)), cosine * half
+
+
+@cache
+def _arcsin_series(itemsize: int) -> tuple[float, ...]:
+    count = 17 if itemsize == 8 else 8
+    return 0.0, *(4.0**n / (2 * n * n * math.comb(2 * n, n)) for n in range(1, count + 1))
 
 
 def tanhc(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
