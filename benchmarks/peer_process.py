@@ -36,7 +36,8 @@ class Peer:
     def give(self, **arrays: Any) -> None:
         """The arrays that the next tasks work on."""
         self._arrays = Path(self._folder.name, "given.npz")
-        np.savez(self._arrays, **{name: np.asarray(array) for name, array in arrays.items()})
+        held: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
+        np.savez(self._arrays, **held)
         self._ask({"load": str(self._arrays)}, 60.0)
 
     def run(self, task: str, limit: float = 60.0, **settings: Any) -> None:
