@@ -218,10 +218,11 @@ def _exp(v: Array, omega: Array) -> tuple[Array, Array]:
 # instead costs three times the code to compile, and sums over axes of three, which XLA does slowly.
 #
 # What the gradient of a pose loss compiles to counts in kernels, 15 to 35 ms each: 72 in the first version, 44 now, and
-# 2.7 times faster than jaxlie's 143. That took matrices by `so3.compact_isotropic`, translations as J v by a dot with
+# 2.6 times faster than jaxlie's 139. That took matrices by `so3.compact_isotropic`, translations as J v by a dot with
 # the matrix that the rule has anyway, and fewer roots and divisions, each of which ends a kernel. Tried and left out:
 # cross products by gathers (no faster to compile, twice as slow to run), both columns of J [v ω] in one dot (the stacks
-# cost what the dot saves), vectors in place of matrices for J and Q (their transposes pad and add).
+# cost what the dot saves), and, by reasoning alone, vectors in place of matrices for J and Q (their transposes pad and
+# add).
 @_exp.defjvp
 def _exp_jvp(primals, tangents):
     (v, omega), (v_dot, omega_dot) = primals, tangents

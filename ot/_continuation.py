@@ -2,9 +2,11 @@
 
 Each round makes the kernel afresh from the potentials, so that all scalings start at one, and climbs. The next ε is a
 sixth of the last, and g is extrapolated in ε along its last change. Large clouds do the large ε on every eighth point
-(and that on every sixty-fourth), whose potentials the full problem continues: its first rounds would cost the most.
+(or on 4096 of them, and those again on every eighth), whose potentials the full problem continues: its first rounds
+would cost the most.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +22,7 @@ _WARMEST = 0.5  # the first ε, in units of the spread of the cost
 _FULL_FROM = 0.1  # the ε, in the same unit, from which on all points take part
 _STRIDE = 8
 _THINNEST = 200
+_LARGEST_THINNED = 4096
 _SAFE = 0.95  # of the tolerance: what rounding may add to the error of scaled float32 kernels
 _ROUNDS = 200
 _RESCUES = 3
@@ -48,20 +51,24 @@ def start(f: Float[Array, "n"], g: Float[Array, "m"], epsilon: Float[Array, ""])
     return State(f, g, epsilon, g, zero, zero + jnp.inf, zero, none, none, none, no, no)
 
 
-def cold(pairs: _pairs.Pairs, budget: Int[Array, ""], working: Any) -> State:
-    """A start without potentials: from the thinned problem, or from the means of the cost where it is small."""
-    if min(len(pairs.a), len(pairs.b)) // _STRIDE < _THINNEST:
+def cold(pairs: _pairs.Pairs, budget: Int[Array, ""], working: Any) -> tuple[State, Float[Array, ""]]:
+    """A start without potentials: from the thinned problem, or from the means of the cost where it is small.
+
+    Also the spread of the cost, which the smallest problem is asked for.
+    """
+    size = min(len(pairs.a), len(pairs.b))
+    stride = max(_STRIDE, math.ceil(size / _LARGEST_THINNED))
+    if size // stride < _THINNEST:
         f, g, spread = (x.astype(jnp.float64) for x in means(pairs.cast(working)))
-        return start(f, g, jnp.maximum(pairs.wide().epsilon, _WARMEST * spread))
-    few = pairs.every(_STRIDE)
-    begun = cold(few, budget, working)
-    _, _, spread = means(few.cast(working))
-    end = jnp.maximum(few.wide().epsilon, _FULL_FROM * spread.astype(jnp.float64))
+        return start(f, g, jnp.maximum(pairs.wide().epsilon, _WARMEST * spread)), spread
+    few = pairs.every(stride)
+    begun, spread = cold(few, budget, working)
+    end = jnp.maximum(few.wide().epsilon, _FULL_FROM * spread)
     begun = begun._replace(epsilon=jnp.maximum(begun.epsilon, end))
     reached = descend(few.at(end), begun, jnp.full_like(end, _LOOSE), budget, working)
     f = _kernel.row_answer(pairs.against(few).wide(), reached.g, end, working)
     g = _kernel.column_answer(few.against(pairs).wide(), reached.f, end, working)
-    return start(f, g, end)
+    return start(f, g, end), spread
 
 
 def means(pairs: _pairs.Pairs) -> tuple[Float[Array, "n"], Float[Array, "m"], Float[Array, ""]]:
@@ -128,7 +135,7 @@ def renewed(state: State) -> State:
 
 
 def completed(pairs: _pairs.Pairs, state: State) -> State:
-    """With the potentials of points that have no weight, which the ascent leaves alone; the plan does not see them."""
+    """With the potentials of points that have no weight, to float32; the ascent leaves them alone, nor are they in P."""
     problem = pairs.wide()
     kappa_a, kappa_b = problem.softness()
     absent = (jnp.any(problem.a == 0) | jnp.any(problem.b == 0)) & jnp.isfinite(state.error)
@@ -136,8 +143,8 @@ def completed(pairs: _pairs.Pairs, state: State) -> State:
     def extend(carried):
         f, g, _ = carried
         there = problem.wide(f)
-        f_all = _kernel.row_answer(there, g, problem.epsilon, g.dtype) / (1 + kappa_a)
-        g_all = _kernel.column_answer(there, f, problem.epsilon, f.dtype) / (1 + kappa_b)
+        f_all = _kernel.row_answer(there, g, problem.epsilon, jnp.float32) / (1 + kappa_a)
+        g_all = _kernel.column_answer(there, f, problem.epsilon, jnp.float32) / (1 + kappa_b)
         return jnp.where(problem.a > 0, f, f_all), jnp.where(problem.b > 0, g, g_all), jnp.asarray(False)
 
     f, g, _ = jax.lax.while_loop(lambda carried: carried[2], extend, (state.f, state.g, absent))

@@ -66,7 +66,7 @@ def solution(
             nothing = jnp.zeros_like(problem.wide().a)
             state = _continuation.start(nothing, nothing, problem.wide().epsilon)
         else:
-            state = _continuation.cold(problem, budget, jnp.float32)
+            state, _ = _continuation.cold(problem, budget, jnp.float32)
         state = descend(
             problem, state, jnp.maximum(tolerance, _validate.FINE) if method.fine else tolerance, budget, jnp.float32
         )
