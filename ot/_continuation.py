@@ -135,7 +135,7 @@ def renewed(state: State) -> State:
 
 
 def completed(pairs: _pairs.Pairs, state: State) -> State:
-    """With the potentials of points that have no weight, to float32; the ascent leaves them alone, nor are they in P."""
+    """With the potentials of points that have no weight, to float32: the ascent leaves them alone, the plan too."""
     problem = pairs.wide()
     kappa_a, kappa_b = problem.softness()
     absent = (jnp.any(problem.a == 0) | jnp.any(problem.b == 0)) & jnp.isfinite(state.error)
