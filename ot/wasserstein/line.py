@@ -30,14 +30,7 @@ def one_dimensional(
     exact where no two points of one side coincide, a subgradient else. Relative error <= 8 eps (n = m, uniform).
     Raises TypeError and ValueError that name the argument.
     """
-    x, y, a, b, p = _measures(x, y, a, b, p)
-    if _validate.concrete(x, y, a, b):
-        return jnp.asarray(_on_host(*(None if v is None else np.asarray(v) for v in (x, y, a, b)), p), x.dtype)
-    if a is None and b is None and x.shape[-1] == y.shape[-1]:
-        x, y = (jnp.take_along_axis(v, _order(v), axis=-1) for v in (x, y))
-        return jnp.mean(_power(x - y, p), axis=-1)
-    (x, a), (y, b) = _at_order(x, _normalised(a, x)), _at_order(y, _normalised(b, y))
-    return _integral(x, jnp.cumsum(a, axis=-1), y, jnp.cumsum(b, axis=-1), p)
+    return _on_line(*_measures(x, y, a, b, p))
 
 
 def circle(
@@ -59,9 +52,22 @@ def circle(
     Raises TypeError and ValueError that name the argument.
     Source: Delon, Salomon and Sobolevski 2010, Fast transport optimization for Monge costs on the circle.
     """
-    x, y, a, b, p = _measures(x, y, a, b, p)
     if not 0 < period < np.inf:
         raise ValueError(f"period: expected a finite number > 0, got {period}")
+    return _on_circle(*_measures(x, y, a, b, p), period)
+
+
+def _on_line(x: Any, y: Any, a: Any, b: Any, p: float) -> Array:
+    if _validate.concrete(x, y, a, b):
+        return jnp.asarray(_on_host(*(None if v is None else np.asarray(v) for v in (x, y, a, b)), p=p), x.dtype)
+    if a is None and b is None and x.shape[-1] == y.shape[-1]:
+        x, y = (jnp.take_along_axis(v, _order(v), axis=-1) for v in (x, y))
+        return jnp.mean(_power(x - y, p), axis=-1)
+    (x, a), (y, b) = _at_order(x, _normalised(a, x)), _at_order(y, _normalised(b, y))
+    return _integral(x, jnp.cumsum(a, axis=-1), y, jnp.cumsum(b, axis=-1), p)
+
+
+def _on_circle(x: Any, y: Any, a: Any, b: Any, p: float, period: float) -> Array:
     wrap = lambda v: v / period - jax.lax.stop_gradient(jnp.floor(v / period))
     x, y = wrap(x), wrap(y)
     a, b = _normalised(a, x), _normalised(b, y)
@@ -69,11 +75,11 @@ def circle(
         return period * _median_of_gaps(x, y, a, b)
     x, y = _at_order(x, a), _at_order(y, b)
     held = jax.lax.stop_gradient((*x, *y))
-    cut = _best_cut_on_host(*held, p) if _validate.concrete(held) else _best_cut(*held, p)
-    return period**p * _cut_value(*x, *y, _at_jumps(x[1], y[1], cut), p)
+    cut = _best_cut_on_host(*held, p=p) if _validate.concrete(held) else _best_cut(*held, p=p)
+    return period**p * _cut_value(*x, *y, cut=_at_jumps(x[1], y[1], cut), p=p)
 
 
-def _measures(x, y, a, b, p):
+def _measures(x: Any, y: Any, a: Any, b: Any, p: float | int) -> tuple[Any, Any, Any, Any, float]:
     x, y = check.array("x", x, None), check.array("y", y, None)
     check.same_dtype(x=x, y=y)
     for name, points in (("x", x), ("y", y)):
@@ -86,10 +92,11 @@ def _measures(x, y, a, b, p):
     a = None if a is None else _validate.weights("a", a, x.shape[-1], x.dtype)
     b = None if b is None else _validate.weights("b", b, y.shape[-1], y.dtype)
     batch = np.broadcast_shapes(*(v.shape[:-1] for v in (x, y, a, b) if v is not None))
+    dtype, size = x.dtype, max(x.shape[-1], y.shape[-1])
     x, y, a, b = (None if v is None else jnp.broadcast_to(v, (*batch, v.shape[-1])) for v in (x, y, a, b))
     if a is not None and b is not None and _validate.concrete(a, b):
         totals = [np.asarray(w, np.float64).sum(axis=-1) for w in (a, b)]
-        if not np.allclose(*totals, rtol=64 * float(jnp.finfo(x.dtype).eps) * max(x.shape[-1], y.shape[-1]) ** 0.5):
+        if not np.allclose(*totals, rtol=64 * float(jnp.finfo(dtype).eps) * size**0.5):
             raise ValueError(
                 f"a and b: expected equal totals, got {np.ravel(totals[0])[0]} and {np.ravel(totals[1])[0]}"
             )
@@ -144,7 +151,7 @@ def _on_host(x: np.ndarray, y: np.ndarray, a: np.ndarray | None, b: np.ndarray |
     return _integral_on_host(x, F, y, G, power)
 
 
-def _integral_on_host(x: np.ndarray, F: np.ndarray, y: np.ndarray, G: np.ndarray, power: Any) -> Any:
+def _integral_on_host(x: Any, F: Any, y: Any, G: Any, power: Any) -> Any:
     ends = np.concatenate([F, G], axis=-1)
     order = np.argsort(ends, axis=-1, kind="stable")  # two sorted runs, which this sort only has to merge
     ends = np.take_along_axis(ends, order, axis=-1)

@@ -45,8 +45,8 @@ def sliced(
     if space is None:
         return jnp.mean(line.one_dimensional(_projected(x, U), _projected(y, U), a, b, p=p), axis=-1)
     turns = 1 if space is sphere else 2  # q and −q are half a turn apart in the plane of U, and one rotation
-    angles = [turns * smooth.angle(_projected(v, U[..., 1]), _projected(v, U[..., 0])) for v in (x, y)]
-    return jnp.mean(line.circle(*angles, a, b, p=p, period=2 * np.pi), axis=-1)
+    at_x, at_y = (turns * smooth.angle(_projected(v, U[..., 1]), _projected(v, U[..., 0])) for v in (x, y))
+    return jnp.mean(line.circle(at_x, at_y, a, b, p=p, period=2 * np.pi), axis=-1)
 
 
 def _points(x: ArrayLike, y: ArrayLike, space: Any) -> tuple[Array, Array]:
