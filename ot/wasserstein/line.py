@@ -131,7 +131,7 @@ def _size(x: Array) -> Array:
     return x * jax.lax.stop_gradient(jnp.sign(x))
 
 
-def _on_host(x: np.ndarray, y: np.ndarray, a: np.ndarray | None, b: np.ndarray | None, p: float) -> Any:
+def _on_host(x: Any, y: Any, a: Any, b: Any, p: float) -> Any:
     """The same in NumPy, where no derivative is asked for: values are sorted, not indices."""
     power = lambda d: np.abs(d) if p == 1 else d * d if p == 2 else np.abs(d) ** p
     wide = x.astype(np.float32) if x.dtype.itemsize < 4 else x, y.astype(np.float32) if y.dtype.itemsize < 4 else y
