@@ -9,7 +9,8 @@ _LINE = "ot.wasserstein.one_dimensional(x, y, a, b, p=...)"
 _SINKHORN = "ot.sinkhorn.solve(x, y, a, b, cost=..., epsilon=reg)"
 _UNBALANCED = "ot.sinkhorn.solve(x, y, a, b, epsilon=reg, mass_penalty=(reg_m, reg_m))"
 _SLICED = "ot.wasserstein.sliced(x, y, p=..., key=key)"
-_SPHERE = "ot.wasserstein.exact(x, y, cost=ot.costs.Sphere(power))"
+_CIRCLE = "ot.wasserstein.circle(x, y, a, b, p=...)"
+_SPHERE = "ot.wasserstein.sliced(x, y, space=lie.sphere, key=key)"
 _BARYCENTER = "ot.barycenter.solve(...)"
 _GROMOV = "ot.gromov.solve(...)"
 _LOW_RANK = "ot.low_rank.solve(...)"
@@ -46,7 +47,7 @@ COUNTERPARTS: dict[str, str | None] = {
     "sliced_wasserstein_distance": _SLICED,
     "max_sliced_wasserstein_distance": _SLICED,
     "gaussian": "ot.wasserstein.gaussian(m1, S1, m2, S2)",
-    "wasserstein_circle": _SPHERE,
+    "wasserstein_circle": _CIRCLE,
     "sliced_wasserstein_sphere": _SPHERE,
     "sliced_wasserstein_sphere_unif": _SPHERE,
     "linear_sliced_wasserstein_sphere": _SPHERE,

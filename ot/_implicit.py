@@ -91,11 +91,16 @@ def _solution_jvp(method, primals, tangents):
     return solved, Solution(dual_dot, value_dot, still(solved.error), discrete, discrete)
 
 
-@partial(jax.jit, static_argnames=("method", "axes"))
 def solutions(
     method: Method, axes: int, pairs: _pairs.Pairs, initial: Any, tolerance: Array, max_steps: Array
 ) -> Solution:
     """`solution` of each problem in a batch with `axes` leading axes; one that is done waits for the last."""
+    with jax.enable_x64(True):  # here too: a caller's vmap applies its rules to the program while it is called
+        return _compiled(method, axes, pairs, initial, tolerance, max_steps)
+
+
+@partial(jax.jit, static_argnames=("method", "axes"))
+def _compiled(method, axes, pairs, initial, tolerance, max_steps):
     one = lambda pairs, initial: solution(method, pairs, initial, tolerance, max_steps)
     return pairs.over_batch(one, axes)(pairs, initial)
 

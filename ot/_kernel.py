@@ -31,6 +31,7 @@ class Stored:
         self.matrix = jnp.exp(exponent(pairs.matrix(), f, g, epsilon).astype(working))
 
     def sweep(self, q: Array, weigh: Callable[..., Array], *rows: Array) -> tuple[Array, Array, Array]:
+        """r = K q, p = weigh(r, *rows) and p K."""
         r = jnp.dot(self.matrix, q, precision=HIGHEST)
         p = weigh(r, *rows)
         return r, p, jnp.dot(p, self.matrix, precision=HIGHEST)
@@ -43,6 +44,8 @@ class Tiled:
         self.pairs, self.f, self.g, self.epsilon, self.working = pairs, f, g, epsilon, working
 
     def sweep(self, q: Array, weigh: Callable[..., Array], *rows: Array) -> tuple[Array, Array, Array]:
+        """r = K q, p = weigh(r, *rows) and p K; `weigh` sees blocks of rows."""
+
         def visit(total, block):
             x, f, *rows = block
             C = self.pairs.cost(x, self.pairs.y)

@@ -1,6 +1,10 @@
 """Laws of entropic transport: marginals, duality, closed forms, invariances, derivatives, honesty about bad input."""
 
+import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -196,13 +200,13 @@ def test_recomputed_blocks_give_what_a_stored_kernel_gives(monkeypatch):
     monkeypatch.setattr(_kernel, "STORED_ENTRIES", 8)
     monkeypatch.setattr(_kernel, "_TILE_ENTRIES", 40 * 8)
     monkeypatch.setattr(_implicit, "_BLOCK_ENTRIES", 40 * 16)
-    _implicit.solutions.clear_cache()
+    _implicit._compiled.clear_cache()
     tiled = solve(x)
     assert_allclose(tiled.value, stored.value, rtol=1e-12)
     assert_allclose(tiled.plan(), stored.plan(), atol=1e-9)
     assert_allclose(tiled.apply(y), applied, rtol=1e-6)
     assert_allclose(jax.grad(value)(x), slope, rtol=1e-6, atol=1e-12)
-    _implicit.solutions.clear_cache()
+    _implicit._compiled.clear_cache()
 
 
 def test_sampled_pairs_follow_the_plan():
@@ -349,3 +353,25 @@ def test_half_precision_comes_back_as_float32_potentials():
     solved = sinkhorn.solve(x, y, epsilon=0.1)
     assert bool(solved.converged)
     assert solved.f.dtype == jnp.float32
+
+
+WITHOUT_X64 = """
+import jax, jax.numpy as jnp
+from ot import sinkhorn, wasserstein
+x = jax.random.uniform(jax.random.key(0), (2, 12, 2))
+value = lambda x: sinkhorn.solve(x, x[::-1] ** 2, epsilon=0.05, tolerance=1e-6).value
+product = lambda x: jax.jvp(jax.grad(value), (x,), (x,))[1]
+for f in (jax.vmap(value), jax.jit(jax.vmap(jax.grad(value))), jax.grad(lambda x: jax.vmap(value)(x).sum()),
+          jax.jit(jax.vmap(product))):
+    found = f(x)
+    assert found.dtype == jnp.float32 and bool(jnp.isfinite(found).all())
+assert bool(jax.jit(jax.vmap(lambda x: sinkhorn.solve(x, x[:5], epsilon=0.05, tolerance=1e-6)))(x).converged.all())
+"""
+
+
+@pytest.mark.slow
+def test_transformations_compose_where_float64_is_off():
+    # float64 is used inside all the same; a transformation that applies its rules outside would mix the two
+    root, environment = Path(__file__).resolve().parents[1], dict(os.environ, HAAR_CHECK="0", JAX_ENABLE_X64="0")
+    ran = subprocess.run([sys.executable, "-c", WITHOUT_X64], cwd=root, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
