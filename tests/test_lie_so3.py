@@ -206,7 +206,7 @@ def test_hessian_of_projection_is_finite_at_any_size(dtype, size):
         assert (first == 0).all()
     else:  # dR/dM_21 of the identity: half a turn about z per unit of M
         turned = np.asarray(first, np.float64)[0, :, :, 1, 0] * size
-        np.testing.assert_allclose(turned, [[0, -0.5, 0], [0.5, 0, 0], [0, 0, 0]], atol=4 * jnp.finfo(dtype).eps)
+        np.testing.assert_allclose(turned, [[0, -0.5, 0], [0.5, 0, 0], [0, 0, 0]], atol=4 * float(jnp.finfo(dtype).eps))
 
 
 def test_table_of_truth(truth, dtype):

@@ -213,7 +213,7 @@ def test_a_function_of_two_points_becomes_a_cost(dtype):
     with pytest.raises(ValueError, match="two points -> scalar"):
         costs.wrap(lambda a, b: a - b)(x, y)
     with pytest.raises(TypeError, match="cost: expected a record"):
-        costs.wrap(costs.SquaredEuclidean)  # the class, not a record
+        costs.wrap(costs.SquaredEuclidean)  # pyright: ignore[reportArgumentType] the class, not a record
 
 
 def test_records_are_static_keys_and_jit_arguments():
@@ -271,4 +271,4 @@ def test_bad_elements_and_parameters_are_refused():
         with pytest.raises(ValueError, match="expected a finite number > 0"):
             make(-1.0)
         with pytest.raises(TypeError, match="expected a number"):
-            make("2")
+            make("2")  # pyright: ignore[reportArgumentType]

@@ -200,13 +200,13 @@ def test_recomputed_blocks_give_what_a_stored_kernel_gives(monkeypatch):
     monkeypatch.setattr(_kernel, "STORED_ENTRIES", 8)
     monkeypatch.setattr(_kernel, "_TILE_ENTRIES", 40 * 8)
     monkeypatch.setattr(_implicit, "_BLOCK_ENTRIES", 40 * 16)
-    _implicit._compiled.clear_cache()
+    _implicit._compiled.clear_cache()  # pyright: ignore[reportAttributeAccessIssue]
     tiled = solve(x)
     assert_allclose(tiled.value, stored.value, rtol=1e-12)
     assert_allclose(tiled.plan(), stored.plan(), atol=1e-9)
     assert_allclose(tiled.apply(y), applied, rtol=1e-6)
     assert_allclose(jax.grad(value)(x), slope, rtol=1e-6, atol=1e-12)
-    _implicit._compiled.clear_cache()
+    _implicit._compiled.clear_cache()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_sampled_pairs_follow_the_plan():
