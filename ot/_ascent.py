@@ -6,10 +6,11 @@ negative Hessian S = diag(c + κ_b β) − λ_a P^T diag(1/P1) P. Targets are α
 λ = 1/(1 + κ); ρ = ∞ gives the balanced problem: α = a, β = b, κ = 0, λ = 1.
 
 Newton's system is solved by conjugate gradients, preconditioned by the diagonal, to a third of its residual in at most
-20 products. Over Sinkhorn alone at ε = 0.001 of the mean cost this takes 300 instead of 2500 products for 1e-3.
-The step is accepted while the slope along it does not turn by more than half; a slope is exact where the difference of
-two values of the dual is rounding. Rejected by measurement (products to 1e-3, n = 512, ε = 0.001, three instances):
-acceptance by the error 9000 and more; residual to a tenth 504, to a half 650; 40 products a step 430.
+20 products; twice as many after each step that did not halve the error. The step is accepted while the slope along it
+does not turn by more than half: a slope is exact where the difference of two values of the dual is rounding. To 1e-3 at
+ε = 0.001 of the mean cost (n = 512, d = 3) the whole continuation takes 128 sweeps; OTT-JAX's plain iteration 2600.
+Rejected (products on the same instance, first version, which took 426): acceptance by the error 9000, residual to a
+tenth 504, to a half 650; a fixed 20 products where 1e-6 is asked for: 10 500 sweeps in place of 1300.
 """
 
 from typing import Any, NamedTuple
