@@ -23,8 +23,9 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-@pytest.fixture(params=[jnp.float32, jnp.float64], ids=["float32", "float64"])
+@pytest.fixture(params=[jnp.float32, pytest.param(jnp.float64, marks=pytest.mark.slow)], ids=["float32", "float64"])
 def dtype(request):
+    """float32, where errors show first; float64 among the slow tests, which compile as much again."""
     return request.param
 
 

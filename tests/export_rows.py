@@ -31,6 +31,7 @@ HOST_ONLY = {
     "lie.wigner.clebsch_gordan": "a NumPy table of float64, made from static sizes",
     "lie.wigner.generators": "a NumPy table of float64, made from static sizes",
     "lie.wigner.middle_blocks": "a NumPy table of float64, made from static sizes",
+    "ot.costs.wrap": "makes a record of a function, computes nothing",
     "ot.coupling.align": "its assignments are SciPy's",
     "lie.optimizers.certificate.": "SciPy's sparse factorisation and Lanczos iteration, in float64",
     "lie.optimizers.pose_graph.": "reads files and builds sparse SciPy matrices; its residual is traced by the solvers",

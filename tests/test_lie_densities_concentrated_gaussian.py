@@ -117,6 +117,7 @@ def test_samples_are_reparameterised_in_the_covariance():
 
 
 @precisions.float64_is_slow
+@pytest.mark.slow
 def test_broadcasts_and_is_a_pytree(dtype):
     mean = se3.sample((4, 1), dtype, key=jax.random.key(0))
     covariance = jnp.broadcast_to(0.1 * jnp.eye(6, dtype=dtype), (3, 6, 6))

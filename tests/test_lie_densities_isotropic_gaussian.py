@@ -238,6 +238,7 @@ def test_entropy_has_the_gradient_of_its_differences():
 
 
 @precisions.float64_is_slow
+@pytest.mark.slow
 def test_broadcasts_maps_and_keeps_the_dtype(dtype):
     mean = so3.sample((4, 1), dtype, key=jax.random.key(0))
     density = densities.IsotropicGaussian(mean, jnp.array([0.1, 0.5, 1.0], dtype))

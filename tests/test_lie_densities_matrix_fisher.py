@@ -72,6 +72,7 @@ def test_normalizer_agrees_with_the_truth_table(truth, dtype):
     assert_allclose(density.log_normalizer(), log_c, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_moments_are_derivatives_of_the_normalizer():
     """In float64: mean and Hessian against central differences, at repeated and vanishing singular values as well."""
     h = 1e-5
@@ -150,6 +151,7 @@ def test_concentrated_samples_are_gaussian_in_the_tangent_space():
     assert_allclose(omega.var(axis=0), 1 / np.array([7e3, 1.2e4, 1.5e4]), rtol=0.05)
 
 
+@pytest.mark.slow
 def test_entropy_is_minus_the_mean_log_density_and_has_a_gradient():
     F, h = jnp.asarray(PARAMETERS), 1e-5
 

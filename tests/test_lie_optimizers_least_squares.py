@@ -106,6 +106,7 @@ def test_conjugate_gradients_and_factorisation_agree(minimise, noise):
     assert_allclose(iterative.value, direct.value, rtol=1e-12, atol=1e-20)
 
 
+@pytest.mark.slow
 def test_sparse_agrees_with_dense():
     factors, start = loop_graph(jnp.float64, count=10, noise=0.05)
     (factor,) = factors
@@ -191,6 +192,7 @@ def test_batches_do_not_see_each_other():
         assert int(together.steps[k]) == int(one.steps)
 
 
+@pytest.mark.slow
 def test_under_jit_and_export():
     factors, start = loop_graph(jnp.float32)
     solve = lambda x: optimizers.levenberg_marquardt(factors, x, se3)

@@ -120,6 +120,7 @@ def test_smallest_eigenvalue_is_that_of_the_dense_matrix():
     assert proof.lower_bound < float(optimum) < proof.value
 
 
+@pytest.mark.slow
 def test_a_local_minimum_is_rejected():
     """A turn of 2π spread over a loop of 12 cannot be undone continuously (SO(3) is not simply connected)."""
     graph = ring(12)

@@ -322,6 +322,7 @@ def test_the_reversed_diffusion_ends_at_the_data(noise_ratio):
     assert scipy.stats.kstest(uniform, "uniform").statistic < 1.95 / 100 + 0.01  # 0.1 % point, and the step's bias
 
 
+@pytest.mark.slow
 def test_the_probability_flow_knows_the_likelihood():
     mean = so3.exp(jnp.array([0.4, -1.0, 0.7]))
     first = densities.IsotropicGaussian(mean, jnp.asarray(SCALE))

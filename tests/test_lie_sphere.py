@@ -189,6 +189,7 @@ def test_samples_are_uniform():
     assert np.abs(heights - np.linspace(-1, 1, count)).max() <= 2 * 1.95 / np.sqrt(count)  # Kolmogorov, p = 0.001
 
 
+@pytest.mark.slow
 def test_axes_broadcast_and_dtypes_stay():
     x, y = sphere.sample((4, 1), key=jax.random.key(0)), sphere.sample((5,), key=jax.random.key(1))
     assert sphere.log(x, y).shape == sphere.interpolate(x, y, 0.3).shape == (4, 5, 3)

@@ -141,6 +141,7 @@ def test_the_median_ignores_outliers_and_may_sit_on_a_sample():
 
 
 @pytest.mark.parametrize("average", AVERAGES)
+@pytest.mark.slow
 def test_averages_differentiate_implicitly(average):
     """First derivatives in samples and weights against differences, and the second for the mean."""
     samples, weights = cloud(so3, 5, jnp.float64), jnp.linspace(0.5, 1.0, 5)

@@ -76,6 +76,7 @@ def test_the_inverse_gamma_law_is_scipys():
 
 
 @pytest.mark.parametrize("spread", [0.003, 0.3, 1.0, 3.0])
+@pytest.mark.slow
 def test_the_matrix_fisher_fit_matches_the_moments(spread, dtype):
     """∂ log c/∂F = mean of R, checked on 1 − E[Q_ii] in the frame of the fit, to a part of itself."""
     samples = rotations(300, spread, dtype, seed=2)
@@ -136,6 +137,7 @@ def test_the_posterior_of_a_location_is_a_matrix_fisher():
     np.testing.assert_allclose(flat.mode, samples[2], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_gaussian_fit_of_concentrated_samples_is_the_flat_one():
     """Mean log(m⁻¹ x) = 0 and covariance their second moment, up to the order of the squared spread."""
     samples = rotations(30, 1e-3)
@@ -147,6 +149,7 @@ def test_the_gaussian_fit_of_concentrated_samples_is_the_flat_one():
 
 
 @pytest.mark.parametrize("group", [se2, pytest.param(se3, marks=pytest.mark.slow)], ids=["se2", "se3"])
+@pytest.mark.slow
 def test_the_gaussian_fit_on_poses_beats_the_truth_and_is_near_it(group):
     scales = jnp.array([0.3, 0.1, 0.2, 0.2, 0.3, 0.1])[: group.dimension]
     mean = group.sample((), jnp.float64, key=jax.random.key(5))

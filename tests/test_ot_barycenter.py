@@ -140,6 +140,7 @@ def test_the_debiased_barycenter_of_one_cloud_is_that_cloud():
     assert_allclose(found.value, 0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_cost_on_a_group_serves_a_given_support():
     R = so3.sample((30,), jnp.float32, key=jax.random.key(0))
     found = barycenter.solve([R[:10], R[10:25]], support=R, cost=costs.Geodesic(so3), epsilon=0.5)

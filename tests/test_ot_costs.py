@@ -95,6 +95,7 @@ def test_geodesic_is_accurate_from_0_to_the_cut_locus(space, dtype):
     assert_allclose(small, np.asarray(theta[:3], dtype), rtol=8 * eps(dtype), atol=1e-29)
 
 
+@pytest.mark.slow
 def test_rigid_motions_weigh_a_radian_by_length(dtype):
     for space in (se2, se3):
         x, y = space.sample((5,), dtype, key=KEY_X), space.sample((4,), dtype, key=KEY_Y)

@@ -82,6 +82,7 @@ def test_a_stationary_plan_solves_its_own_linearised_problem():
     assert_allclose(centred, 0, atol=1e-7 * np.abs(reduced).max())
 
 
+@pytest.mark.slow
 def test_more_starts_find_the_optimum_of_a_tiny_problem():
     C1, C2 = (np.asarray(square(cloud(5, seed=s))) for s in (0, 1))
     brute = min(energy(C1, C2, np.eye(5)[list(p)] / 5) for p in itertools.permutations(range(5)))
@@ -135,6 +136,7 @@ def test_objective_differentiates_by_the_envelope_theorem():
     assert_allclose(of_epsilon, (value(x, 2.0 + h) - value(x, 2.0 - h)) / (2 * h), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_batch_element_stops_on_its_own_and_zero_weights_are_absent():
     x, y = cloud(6, jnp.float32, seed=0), cloud(6, jnp.float32, seed=1)
     a = jnp.array([[0.2, 0.2, 0.2, 0.2, 0.2, 0.0], [1 / 6] * 6], jnp.float32)

@@ -57,6 +57,7 @@ def test_separated_clusters_are_matched_exactly():
     assert_allclose(found.g, 0.25, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_value_falls_towards_the_exact_one_as_the_rank_grows():
     x, y = clouds(64, 64)
     C = np.asarray(costs.SquaredEuclidean()(x, y), float)
@@ -98,6 +99,7 @@ def test_entropy_smooths_the_plan():
     assert soft.value > sharp.value
 
 
+@pytest.mark.slow
 def test_value_differentiates_with_the_plan_held_fixed():
     x, y = clouds(12, 15, jnp.float64)
     gradient = jax.grad(lambda x: low_rank.solve(x, y, rank=3).value)(x)
@@ -114,6 +116,7 @@ def test_zero_weights_and_duplicate_points_are_finite():
     assert bool(jnp.isfinite(jax.grad(lambda x: low_rank.solve(x, y, a, rank=3).value)(x)).all())
 
 
+@pytest.mark.slow
 def test_each_batch_element_stops_on_its_own():
     x, y = clouds(16, 16, jnp.float64)
     scales = jnp.array([[1.0], [3.0]], jnp.float64)[..., None, None] * jnp.ones((2, 3, 1, 1), jnp.float64)

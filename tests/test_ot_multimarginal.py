@@ -133,6 +133,7 @@ def test_zero_weights_are_absent_points():
     assert all(bool(jnp.isfinite(part).all()) for part in gradient)
 
 
+@pytest.mark.slow
 def test_each_batch_element_stops_on_its_own():
     points = clouds(jnp.float32)
     stacked = [jnp.stack([p, 3 * p, p - p]) for p in points]

@@ -70,6 +70,7 @@ def test_a_pair_that_stays_has_no_velocity(space):
     assert jax.grad(lambda t: jnp.sum(paths.velocity(x, x, t, group=space) ** 2))(0.5) == 0
 
 
+@pytest.mark.slow
 def test_displacement_draws_from_the_interpolated_plan():
     x, y = samples(None, 0, (5,)), samples(None, 1, (4,)) + 3
     plan = sinkhorn.solve(x, y, epsilon=1.0, tolerance=1e-8)

@@ -247,7 +247,8 @@ class TestDerivatives:
         for found in (twice(point), again(point)):
             jax.tree.map(lambda f, e: assert_allclose(f, e, atol=1e-5 * scale), found, expected)
 
-    @pytest.mark.parametrize("soft", [False, pytest.param(True, marks=pytest.mark.slow)])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("soft", [False, True])
     def test_of_the_value_to_second_order(self, soft):
         x, y, a, b, epsilon = self.problem()
 

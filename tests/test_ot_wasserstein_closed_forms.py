@@ -53,6 +53,7 @@ def test_sliced_on_r_d_obeys_its_laws():
     assert wasserstein.sliced(x, y, key=KEY) == wasserstein.sliced(x, y, key=KEY)
 
 
+@pytest.mark.slow
 def test_sliced_on_the_sphere_is_the_average_over_great_circles():
     x, y = (sphere.sample((n,), jnp.float64, key=jax.random.key(n)) for n in (15, 12))
     U = jnp.stack([jnp.eye(3)[:, :2], jnp.eye(3)[:, 1:]])
@@ -75,6 +76,7 @@ def test_sliced_on_rotations_measures_turns_about_a_common_axis():
     assert_allclose(value, wasserstein.circle(*angles, period=2 * np.pi), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_sliced_on_rotations_is_invariant_on_both_sides():
     R, S, g, h = (so3.sample((n,), jnp.float64, key=jax.random.key(n)) for n in (10, 12, 1, 2))
     h = h[:1]

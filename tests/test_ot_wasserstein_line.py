@@ -82,6 +82,7 @@ def test_laws_of_the_line():
 
 
 @pytest.mark.parametrize("p", [1, 2, 3])
+@pytest.mark.slow
 def test_derivatives_on_the_line(p):
     x, y, a, b = points(9), points(13, 1), weights(9), weights(13, 1)
     dx, da = points(9, 2), weights(9, 3) - weights(9, 4)
