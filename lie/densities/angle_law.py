@@ -148,6 +148,7 @@ def _upper(x: Array, t: Array) -> Array:
 
 def _diffuse(omega: Array, t: Array) -> Array:
     """(1/π) Σ_{n>=1} (w_{n−1} − w_n) (ω − sin(nω)/n), w_l = (2l+1) exp(−l(l+1) t/2): nothing cancels for small ω."""
+    omega, t = jnp.broadcast_arrays(omega, t)  # the degrees are a new first axis of both
     weights = jnp.concatenate([jnp.ones_like(t)[None], heat_kernel.degree_weights(t), jnp.zeros_like(t)[None]])
     n = np.arange(1, len(weights)).reshape(-1, *[1] * omega.ndim).astype(t.dtype)
     angles = n * omega
