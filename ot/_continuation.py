@@ -59,7 +59,8 @@ def cold(pairs: _pairs.Pairs, budget: Int[Array, ""], working: Any) -> tuple[Sta
     size = min(len(pairs.a), len(pairs.b))
     stride = max(_STRIDE, math.ceil(size / _LARGEST_THINNED))
     if size // stride < _THINNEST:
-        f, g, spread = (x.astype(jnp.float64) for x in means(pairs.cast(working)))
+        enough = max(jnp.dtype(working), pairs.a.dtype, key=lambda d: d.itemsize)  # float32 overflows first
+        f, g, spread = (x.astype(jnp.float64) for x in means(pairs.cast(enough)))
         return start(f, g, jnp.maximum(pairs.wide().epsilon, _WARMEST * spread)), spread
     few = pairs.every(stride)
     begun, spread = cold(few, budget, working)

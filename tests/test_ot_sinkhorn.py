@@ -349,6 +349,14 @@ def test_far_outliers_and_huge_costs_converge():
         assert true_error(solved, C, np.full(60, 1 / 60), np.full(40, 1 / 40), epsilon) <= 1e-3
 
 
+def test_float64_points_may_lie_where_float32_overflows():
+    x, y = clouds(60, 40, 3, jnp.float64)
+    near = sinkhorn.solve(x, y, epsilon=0.05)
+    far = sinkhorn.solve(1e25 * x, 1e25 * y, epsilon=0.05e50)
+    assert bool(far.converged)
+    assert_allclose(far.value, near.value * 1e50, rtol=1e-4)
+
+
 def test_half_precision_comes_back_as_float32_potentials():
     x, y = (z.astype(jnp.bfloat16) for z in clouds(60, 40, 3))
     solved = sinkhorn.solve(x, y, epsilon=0.1)
