@@ -5,21 +5,16 @@ table computes nothing.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
 
-import jax
-import jax.export
+import export_rows_equivariant
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
+from export_calls import KEY, Call, call, floats, shape_of
 
-from equivariant import egnn, radial_field
 from lie import densities, euclidean, group, optimizers, processes, se2, se3, so2, so3, sphere, statistics, su2
 from lie.optimizers import robust
 from ot import bridge, costs, low_rank, multimarginal, sinkhorn, wasserstein
-
-KEY = jax.eval_shape(lambda: jax.random.key(0))
 
 # Names, or beginnings that end in a dot, of what runs on the host only: why it is never traced.
 HOST_ONLY = {
@@ -35,30 +30,8 @@ HOST_ONLY = {
     "ot.coupling.align": "its assignments are SciPy's",
     "lie.optimizers.certificate.": "SciPy's sparse factorisation and Lanczos iteration, in float64",
     "lie.optimizers.pose_graph.": "reads files and builds sparse SciPy matrices; its residual is traced by the solvers",
+    **export_rows_equivariant.HOST_ONLY,
 }
-
-
-class Call(NamedTuple):
-    """Shapes (jax.ShapeDtypeStruct) anywhere in `arguments` and `keywords` are traced, all else is static."""
-
-    arguments: tuple
-    keywords: dict[str, Any]
-    via: Any  # None, or a function of (the public function, *arguments) where a plain call would not do
-    derivative: bool  # also export and scan its reverse derivative
-    slow: bool  # seconds to trace: left to the slow tests
-
-
-def call(*arguments, via=None, derivative=True, slow=False, **keywords):
-    return Call(arguments, keywords, via, derivative, slow)
-
-
-def floats(*shape):
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
-
-
-def shape_of(make, *arguments):
-    """What `make` returns, as shapes: nothing is computed to fill the table."""
-    return jax.eval_shape(make, *arguments)
 
 
 def vocabulary(prefix, space, dimension, points, *instance):
@@ -291,27 +264,6 @@ def representation_rows():
     }
 
 
-def equivariant_rows():
-    h, x, edges = floats(2, 3, 1), floats(2, 3, 3), floats(2, 3, 3, 2)
-
-    def model(make, *inputs):
-        graph, state = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
-        state = jax.tree.map(lambda leaf: floats(*leaf.shape), state)  # with x64 on, NNX makes float64 parameters
-        return call(state, *inputs, via=lambda _, state, *inputs: nnx.merge(graph, state)(*inputs))
-
-    egnn_of = partial(egnn.EGNN, hidden=4, layers=2)
-    weights = shape_of(lambda: egnn_of(rngs=nnx.Rngs(0)).layers[0].weights(jnp.float32))
-    return {
-        "equivariant.egnn.EGNN": [model(egnn_of, h, x, x, edges)],
-        "equivariant.egnn.message_passing": [
-            call(weights, floats(3, 2, 4), floats(3, 2, 3), floats(3, 2, 3), floats(3, 2, 2, 2))
-        ],
-        "equivariant.egnn.others": [call(floats(3, 2))],
-        "equivariant.egnn.silu": [call(floats(3))],
-        "equivariant.radial_field.RadialField": [model(partial(radial_field.RadialField, hidden=4), x, x, edges)],
-    }
-
-
 def beyond_pairs_rows():
     x, y, z, R = floats(5, 2), floats(4, 2), floats(3, 2), floats(4, 3, 3)
     many = shape_of(lambda x, y, z: multimarginal.solve([x, y, z], edges="chain", epsilon=1.0), x, y, z)
@@ -390,7 +342,7 @@ ROWS: dict[str, list[Call]] = {
     **process_rows(),
     **statistic_rows(),
     **representation_rows(),
-    **equivariant_rows(),
+    **export_rows_equivariant.rows(),
     **beyond_pairs_rows(),
     **sinkhorn_rows(),
 }

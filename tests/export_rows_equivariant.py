@@ -1,0 +1,45 @@
+"""What each public function of `equivariant` is called with to be exported: rows for the table of test_export.py."""
+
+from functools import partial
+
+import e3nn_jax
+import jax
+import jax.numpy as jnp
+from export_calls import call, floats, shape_of
+from flax import nnx
+
+from equivariant import egnn, radial_field
+
+# Names, or beginnings that end in a dot, of what runs on the host only: why it is never traced.
+HOST_ONLY = {
+    **{f"equivariant.features.{name}": "looks at shapes and dtypes" for name in ("array", "layout", "of", "degrees")},
+    **{f"equivariant.features.{name}": "e3nn's irreps, which are static" for name in ("irreps", "padded")},
+    "equivariant.features.on_irreps": "wraps a layer, computes nothing",
+}
+
+
+def rows():
+    h, x, edges = floats(2, 3, 1), floats(2, 3, 3), floats(2, 3, 3, 2)
+
+    def model(make, *inputs):
+        graph, state = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
+        state = jax.tree.map(lambda leaf: floats(*leaf.shape), state)  # with x64 on, NNX makes float64 parameters
+        return call(state, *inputs, via=lambda _, state, *inputs: nnx.merge(graph, state)(*inputs))
+
+    egnn_of = partial(egnn.EGNN, hidden=4, layers=2)
+    weights = shape_of(lambda: egnn_of(rngs=nnx.Rngs(0)).layers[0].weights(jnp.float32))
+    x_features = floats(2, 1, 4, 3)
+    return {
+        "equivariant.features.rotate": [call(x_features, floats(2, 3, 3)), call(floats(2, 9, 3), floats(3, 3))],
+        "equivariant.features.from_irreps": [
+            call(floats(2, 9), via=lambda f, x: f(e3nn_jax.IrrepsArray("3x0e + 2x1o", x)))
+        ],
+        "equivariant.features.to_irreps": [call(x_features, via=lambda f, x: f(x, "3x0e + 2x1o").array)],
+        "equivariant.egnn.EGNN": [model(egnn_of, h, x, x, edges)],
+        "equivariant.egnn.message_passing": [
+            call(weights, floats(3, 2, 4), floats(3, 2, 3), floats(3, 2, 3), floats(3, 2, 2, 2))
+        ],
+        "equivariant.egnn.others": [call(floats(3, 2))],
+        "equivariant.egnn.silu": [call(floats(3))],
+        "equivariant.radial_field.RadialField": [model(partial(radial_field.RadialField, hidden=4), x, x, edges)],
+    }
