@@ -47,16 +47,22 @@ def brute_force(x, cutoff, cell, periodic):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_neighbours_are_those_of_brute_force_and_of_vesin(case):
+def test_neighbours_are_those_of_brute_force(case):
     cutoff, cell, periodic = CASES[case]
     x = points(12)
     g = graph.radius_graph(jnp.asarray(x), cutoff, cell, periodic=periodic)
-    assert len(rows_of(g)) > 20
+    assert len(rows_of(g)) > 10
     assert rows_of(g) == brute_force(x, cutoff, cell, periodic)
     assert (np.diff(np.asarray(g.receivers)) >= 0).all()
     assert np.linalg.norm(graph.vectors(g, jnp.asarray(x)), axis=-1).max() < cutoff
 
+
+@pytest.mark.parametrize("case", CASES)
+def test_neighbours_are_those_of_vesin(case):
     vesin = pytest.importorskip("vesin")
+    cutoff, cell, periodic = CASES[case]
+    x = points(12)
+    g = graph.radius_graph(jnp.asarray(x), cutoff, cell, periodic=periodic)
     box = np.zeros((3, 3)) if cell is None else cell
     theirs = vesin.NeighborList(cutoff=cutoff, full_list=True)
     i, j, S = theirs.compute(points=x, box=box, periodic=np.array(periodic), quantities="ijS")
