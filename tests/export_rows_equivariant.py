@@ -15,6 +15,7 @@ HOST_ONLY = {
     **{f"equivariant.features.{name}": "looks at shapes and dtypes" for name in ("array", "layout", "of", "degrees")},
     **{f"equivariant.features.{name}": "e3nn's irreps, which are static" for name in ("irreps", "padded")},
     "equivariant.features.on_irreps": "wraps a layer, computes nothing",
+    "equivariant.equivariance.": "rotates in NumPy's float64, between calls of the model",
 }
 
 
