@@ -2,4 +2,4 @@
 
 import lie  # noqa: F401  first, for HAAR_CHECK's import hook and the warning where POT's files are mixed in
 
-__all__ = ["egnn", "equivariance", "features", "graph", "radial_field"]
+__all__ = ["egnn", "equivariance", "features", "graph", "potential", "radial", "radial_field"]
