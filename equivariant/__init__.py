@@ -2,4 +2,14 @@
 
 import lie  # noqa: F401  first, for HAAR_CHECK's import hook and the warning where POT's files are mixed in
 
-__all__ = ["egnn", "equivariance", "features", "graph", "potential", "radial", "radial_field"]
+__all__ = [
+    "activation",
+    "ase_calculator",
+    "egnn",
+    "equivariance",
+    "features",
+    "graph",
+    "potential",
+    "radial",
+    "radial_field",
+]

@@ -62,10 +62,10 @@ def from_edges(
     for indices that are no integers, ValueError for unequal sizes, indices out of range, or more edges than max_edges.
     """
     nodes = check.degree("nodes", nodes)
-    edges = {name: _indices(name, a, nodes) for name, a in (("senders", senders), ("receivers", receivers))}
-    count = len(edges["receivers"])
-    if len(edges["senders"]) != count:
-        raise ValueError(f"senders: expected shape {(count,)} like receivers, got {edges['senders'].shape}")
+    senders, receivers = _indices("senders", senders, nodes), _indices("receivers", receivers, nodes)
+    count = len(receivers)
+    if len(senders) != count:
+        raise ValueError(f"senders: expected shape {(count,)} like receivers, got {senders.shape}")
     max_edges = count if max_edges is None else check.degree("max_edges", max_edges)
     if max_edges < count:
         raise ValueError(f"max_edges: expected at least {count}, the number of edges given, got {max_edges}")
@@ -74,17 +74,18 @@ def from_edges(
         raise ValueError(
             f"node_mask: expected bool with shape {(nodes,)}, got {exists.dtype} with shape {exists.shape}"
         )
-    for name, index in edges.items():
+    for name, index in (("senders", senders), ("receivers", receivers)):
         if not exists[index].all():
             raise ValueError(f"{name}: expected nodes that exist, but node_mask is False for some of them")
     offset = jnp.zeros((count, 3), jnp.float32) if shifts is None else check.array("shifts", jnp.asarray(shifts), 3)
     if offset.shape != (count, 3):
         raise ValueError(f"shifts: expected shape {(count, 3)}, one row for each edge, got {offset.shape}")
-    order = np.argsort(edges["receivers"], kind="stable")
+    order = np.argsort(receivers, kind="stable")
     room = (0, max_edges - count)
-    last = max(nodes - 1, 0)
+    fill = lambda index: jnp.asarray(np.pad(index[order], room, constant_values=max(nodes - 1, 0)))
     return Graph(
-        *(jnp.asarray(np.pad(edges[name][order], room, constant_values=last)) for name in ("senders", "receivers")),
+        fill(senders),
+        fill(receivers),
         jnp.arange(max_edges) < count,
         jnp.asarray(exists),
         jnp.pad(offset[order], (room, (0, 0))),

@@ -1,7 +1,7 @@
 """Energy to forces and stress: one derivative of any invariant energy, itself differentiable for a loss on forces."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ class Output(NamedTuple):
 
     energy: Array
     forces: Array
-    stress: Array | None
+    stress: Any
 
 
 def forces(
