@@ -36,6 +36,10 @@ def rows():
             call(floats(2, 9), via=lambda f, x: f(e3nn_jax.IrrepsArray("3x0e + 2x1o", x)))
         ],
         "equivariant.features.to_irreps": [call(x_features, via=lambda f, x: f(x, "3x0e + 2x1o").array)],
+        "equivariant.activation.sigmoid": [call(floats(3))],
+        "equivariant.activation.gate": [call(floats(2, 2, 4, 3), floats(2, 6)), call(x_features)],
+        "equivariant.activation.norm_activation": [call(x_features, floats(1, 2, 3), unit=True)],
+        "equivariant.activation.grid_activation": [call(floats(2, 2, 4, 3), floats(2, 3))],
         "equivariant.egnn.EGNN": [model(egnn_of, h, x, x, edges)],
         "equivariant.egnn.message_passing": [
             call(weights, floats(3, 2, 4), floats(3, 2, 3), floats(3, 2, 3), floats(3, 2, 2, 2))
