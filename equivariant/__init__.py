@@ -9,6 +9,7 @@ __all__ = [
     "equivariance",
     "features",
     "graph",
+    "normalization",
     "potential",
     "radial",
     "radial_field",

@@ -40,6 +40,11 @@ def rows():
         "equivariant.activation.gate": [call(floats(2, 2, 4, 3), floats(2, 6)), call(x_features)],
         "equivariant.activation.norm_activation": [call(x_features, floats(1, 2, 3), unit=True)],
         "equivariant.activation.grid_activation": [call(floats(2, 2, 4, 3), floats(2, 3))],
+        "equivariant.normalization.layer_norm": [
+            call(x_features, floats(1, 2, 3), floats(3)),
+            call(floats(2, 2, 4, 3), over="separable"),
+            call(x_features, over="degree"),
+        ],
         "equivariant.egnn.EGNN": [model(egnn_of, h, x, x, edges)],
         "equivariant.egnn.message_passing": [
             call(weights, floats(3, 2, 4), floats(3, 2, 3), floats(3, 2, 3), floats(3, 2, 2, 2))
