@@ -1,0 +1,1 @@
+"""Readers of published data files: folders in, arrays out; nothing is fetched."""
