@@ -16,10 +16,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from lie import smooth
-from ot import _ascent, _continuation, _kernel, _pairs, _symmetric, _validate
+from ot import _ascent, _continuation, _grid, _kernel, _pairs, _shards, _symmetric, _validate, costs
 
 _BLOCK_ENTRIES = 2**22
-_LARGEST_EXPONENT = 80.0  # only pairs of points that both lack weight exceed it, and must not overflow
 _REFINING_PRODUCTS = 100
 _SYSTEM_PRODUCTS = 1000
 
@@ -127,6 +126,8 @@ def objective(pairs: _pairs.Pairs, dual: Dual) -> Float[Array, ""]:
 
 def sums(pairs: _pairs.Pairs, dual: Dual) -> tuple[Float[Array, "n"], Float[Array, "m"]]:
     """Σ_j b_j e^E_ij and Σ_i a_i e^E_ij, E = (f_i + g_j − C_ij)/ε: each is one at the optimum of a balanced problem."""
+    if isinstance(pairs.cost, costs.Grid):
+        return along_axes(pairs, dual, pairs.b), along_axes(pairs, dual, pairs.a, back=True)
 
     def of_block(x, a, f, f_low):
         kernel = jnp.exp(exponent(x, pairs.y, pairs.cost, pairs.epsilon, Dual(f, dual.g, f_low, dual.g_low)))
@@ -136,25 +137,35 @@ def sums(pairs: _pairs.Pairs, dual: Dual) -> tuple[Float[Array, "n"], Float[Arra
     return over_rows(of_block, pairs, dual.f, dual.f_low)
 
 
+def along_axes(pairs: _pairs.Pairs, dual: Dual, v: Float[Array, "..."], back: bool = False) -> Float[Array, "..."]:
+    """Σ_j e^E_ij v_j, or with `back` Σ_i v_i e^E_ij, of a grid."""
+    f, g = (dual.f, dual.f_low), (dual.g, dual.g_low)
+    return _grid.product(_grid.matrices(pairs), f, g, pairs.epsilon, v, back)
+
+
 def over_rows(of_block: Any, pairs: _pairs.Pairs, *rows: Array) -> tuple[Array, Array]:
     """of_block(x, a, *rows) -> (an array over its rows, an array that is summed over blocks), in blocks of rows.
 
     The last block is filled up with copies of the last row, which have no weight.
     """
-    n, m = len(pairs.a), len(pairs.b)
-    if n * m <= _BLOCK_ENTRIES or pairs.x is None:
+    m = len(pairs.b)
+    if len(pairs.a) * m <= _BLOCK_ENTRIES or pairs.x is None:
         return of_block(pairs.x, pairs.a, *rows)
-    x, *split_rows = _kernel.blocked((pairs.x, *rows), n, m, "edge", _BLOCK_ENTRIES)
-    blocks = x, _kernel.blocked(pairs.a, n, m, "zero", _BLOCK_ENTRIES), *split_rows
 
     @jax.checkpoint
     def visit(total, block):
         kept, added = of_block(*block)
         return total + added, kept
 
-    shape = jax.eval_shape(of_block, *jax.tree.map(lambda leaf: leaf[0], blocks))[1]
-    total, kept = jax.lax.scan(visit, jnp.zeros(shape.shape, shape.dtype), blocks)
-    return kept.reshape(-1, *kept.shape[2:])[:n], total
+    def part(x, a, *rows):
+        n = len(a)
+        x, *split_rows = _kernel.blocked((x, *rows), n, m, "edge", _BLOCK_ENTRIES)
+        blocks = x, _kernel.blocked(a, n, m, "zero", _BLOCK_ENTRIES), *split_rows
+        shape = jax.eval_shape(of_block, *jax.tree.map(lambda leaf: leaf[0], blocks))[1]
+        total, kept = jax.lax.scan(visit, jnp.zeros(shape.shape, shape.dtype), blocks)
+        return kept.reshape(-1, *kept.shape[2:])[:n], total
+
+    return _shards.each(pairs.rows, part, pairs.x, pairs.a, *rows)
 
 
 @jax.custom_jvp
@@ -163,7 +174,7 @@ def exponent(x: Any, y: Any, cost: Any, epsilon: Float[Array, ""], dual: Dual) -
     with jax.enable_x64(True):
         xw, yw, costw, epsilonw = _pairs.astype((x, y, cost, epsilon), jnp.float64)
         f, g = joined(dual)
-        return jnp.minimum(_kernel.exponent(costw(xw, yw), f, g, epsilonw), _LARGEST_EXPONENT).astype(dual.f.dtype)
+        return jnp.minimum(_kernel.exponent(costw(xw, yw), f, g, epsilonw), _grid.LARGEST_EXPONENT).astype(dual.f.dtype)
 
 
 @exponent.defjvp
@@ -225,6 +236,9 @@ def _potentials_dot(pairs: _pairs.Pairs, dual: Dual, motion: Any) -> tuple[Float
             u = (rate + pulled) / (1 + kappa_a)
             return u, jnp.dot(a * u, kernel, precision=_kernel.HIGHEST)
 
+        if isinstance(pairs.cost, costs.Grid):
+            u = (rate + smooth.divide(along_axes(pairs, dual, pairs.b * w), rows)) / (1 + kappa_a)
+            return u, along_axes(pairs, dual, pairs.a * u, back=True)
         return over_rows(of_block, pairs, dual.f, dual.f_low, rows, rate)
 
     def system(w):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lie import smooth
-from ot import _pairs
+from ot import _grid, _pairs, _shards, costs
 
 HIGHEST = jax.lax.Precision.HIGHEST
 STORED_ENTRIES = 2**27
@@ -46,6 +46,12 @@ class Tiled:
     def sweep(self, q: Array, weigh: Callable[..., Array], *rows: Array) -> tuple[Array, Array, Array]:
         """r = K q, p = weigh(r, *rows) and p K; `weigh` sees blocks of rows."""
 
+        def part(x, f, *rows):
+            n = len(f)
+            blocks = *blocked((x, f), n, len(self.g), "edge"), *blocked(rows, n, len(self.g), "zero")
+            total, (r, p) = jax.lax.scan(visit, jnp.zeros(len(self.g), self.working), blocks)
+            return (r.reshape(-1)[:n], p.reshape(-1)[:n]), total
+
         def visit(total, block):
             x, f, *rows = block
             C = self.pairs.cost(x, self.pairs.y)
@@ -54,13 +60,11 @@ class Tiled:
             p = weigh(r, *rows)
             return total + jnp.sum(p[:, None] * tile, axis=0), (r, p)
 
-        n = len(self.f)
-        blocks = *blocked((self.pairs.x, self.f), n, len(self.g), "edge"), *blocked(rows, n, len(self.g), "zero")
-        total, (r, p) = jax.lax.scan(visit, jnp.zeros(len(self.g), self.working), blocks)
-        return r.reshape(-1)[:n], p.reshape(-1)[:n], total
+        (r, p), total = _shards.each(self.pairs.rows, part, self.pairs.x, self.f, *rows)
+        return r, p, total
 
 
-Kernel = Stored | Tiled
+Kernel = Stored | Tiled | _grid.Separable
 
 
 def exponent(C: Float[Array, "n m"], f: Array, g: Array, epsilon: Array) -> Float[Array, "n m"]:
@@ -68,8 +72,10 @@ def exponent(C: Float[Array, "n m"], f: Array, g: Array, epsilon: Array) -> Floa
     return (f[:, None] + g - C) / epsilon
 
 
-def choose(pairs: _pairs.Pairs) -> type[Stored] | type[Tiled]:
+def choose(pairs: _pairs.Pairs) -> type[Stored] | type[Tiled] | type[_grid.Separable]:
     """Stored while it fits, recomputed above; a given matrix is in memory already, so its kernel may be too."""
+    if isinstance(pairs.cost, costs.Grid):
+        return _grid.Separable
     fits = len(pairs.a) * len(pairs.b) <= STORED_ENTRIES
     return Stored if fits or pairs.x is None else Tiled
 
@@ -96,17 +102,23 @@ def blocked(rows: Any, n: int, m: int, filling: str, entries: int = _TILE_ENTRIE
 def row_answer(pairs: _pairs.Pairs, g: Float[Array, "m"], epsilon: Array, working: Any) -> Float[Array, "n"]:
     """f_i = −ε log Σ_j b_j exp((g_j − C_ij)/ε), in logarithms, which cannot overflow or underflow; blockwise."""
     log_b = smooth.log(pairs.b)
-    return _over_blocks(
-        lambda x: _soft_minimum((g - pairs.cost(x, pairs.y)) / epsilon + log_b, epsilon, 1, working),
-        pairs.x,
-        len(pairs.a),
-        len(pairs.b),
-    )
+    if isinstance(pairs.cost, costs.Grid):
+        matrices = _grid.matrices(pairs)
+        return -epsilon * _grid.soft_maximum(matrices, g / epsilon + log_b, epsilon, working)
+    of_block = lambda x: _soft_minimum((g - pairs.cost(x, pairs.y)) / epsilon + log_b, epsilon, 1, working)
+    if pairs.x is None:
+        return of_block(None)
+    size = lambda x: jax.tree.leaves(x)[0].shape[0]
+    part = lambda x: (_over_blocks(of_block, x, size(x), len(pairs.b)), ())
+    return _shards.each(pairs.rows, part, pairs.x)[0]
 
 
 def column_answer(pairs: _pairs.Pairs, f: Float[Array, "n"], epsilon: Array, working: Any) -> Float[Array, "m"]:
     """g_j = −ε log Σ_i a_i exp((f_i − C_ij)/ε), likewise; by blocks of columns."""
     log_a = smooth.log(pairs.a)
+    if isinstance(pairs.cost, costs.Grid):
+        matrices = tuple(C.T for C in _grid.matrices(pairs))
+        return -epsilon * _grid.soft_maximum(matrices, f / epsilon + log_a, epsilon, working)
     return _over_blocks(
         lambda y: _soft_minimum(
             ((f + epsilon * log_a)[:, None] - pairs.cost(pairs.x, y)) / epsilon, epsilon, 0, working

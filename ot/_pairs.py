@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
 from lie import record
@@ -32,6 +33,8 @@ class Pairs:
     epsilon_low: Float[Array, "*batch"]  # what a Python number loses in the type of the points: 3e-8 of ε moves 1e-6
     rho_a: Float[Array, "*batch"] | None
     rho_b: Float[Array, "*batch"] | None
+    rows: NamedSharding | None = None
+    """How x lies on several devices, static."""
 
     def matrix(self) -> Float[Array, "n m"]:
         """The whole cost matrix, in the type of the points."""
@@ -68,9 +71,19 @@ class Pairs:
         return replace(self, epsilon=epsilon, epsilon_low=jnp.zeros_like(epsilon))
 
     def every(self, stride: int) -> "Pairs":
-        """The problem of every stride-th point, whose weights are those of the strides."""
+        """The problem of every stride-th point, whose weights are those of the strides; of a grid, along each axis."""
+        if isinstance(self.cost, costs.Grid):
+            (x, a), (y, b) = (_thinned_grid(*side, stride) for side in self._sides_of_grid())
+            return replace(self, x=x, y=y, a=a, b=b)
         a, b = gathered(self.a, stride), gathered(self.b, stride)
-        return replace(self, x=thinned(self.x, len(self.a), stride), y=thinned(self.y, len(self.b), stride), a=a, b=b)
+        x, y = thinned(self.x, len(self.a), stride), thinned(self.y, len(self.b), stride)
+        return replace(self, x=x, y=y, a=a, b=b, rows=None)
+
+    def _sides_of_grid(self) -> list[tuple[tuple[Array, ...], Array]]:
+        matrices = self.cost.matrices  # pyright: ignore[reportAttributeAccessIssue] of a costs.Grid
+        whole = [tuple(map(jnp.arange, shape)) for shape in zip(*(C.shape for C in matrices), strict=True)]
+        axes = [own if points is None else points for own, points in zip(whole, (self.x, self.y), strict=True)]
+        return list(zip(axes, (self.a, self.b), strict=True))
 
     def against(self, other: "Pairs") -> "Pairs":
         """The rows of this problem against the columns of another one with the same cost."""
@@ -111,6 +124,18 @@ def gathered(weights: Float[Array, "n"], stride: int) -> Float[Array, "..."]:
     count = math.ceil(len(weights) / stride)
     padded = jnp.pad(weights, (0, count * stride - len(weights)))
     return jnp.sum(padded.reshape(count, stride), axis=1)
+
+
+def _thinned_grid(axes: tuple[Array, ...], weights: Array, stride: int) -> tuple[tuple[Array, ...], Array]:
+    """The middles of blocks of about `stride` points of a grid, as indices on its axes, and the blocks' weights."""
+    step = math.ceil(stride ** (1 / len(axes)))
+    shape = [len(axis) for axis in axes]
+    counts = [math.ceil(size / step) for size in shape]
+    padded = jnp.pad(weights.reshape(shape), [(0, -size % step) for size in shape])
+    blocks = padded.reshape([part for count in counts for part in (count, step)])
+    total = jnp.sum(blocks, axis=tuple(range(1, 2 * len(axes), 2)))
+    middles = [jnp.minimum(jnp.arange(0, size, step) + step // 2, size - 1) for size in shape]
+    return tuple(axis[at] for axis, at in zip(axes, middles, strict=True)), total.ravel()
 
 
 def astype(tree: Any, dtype: Any) -> Any:

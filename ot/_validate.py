@@ -52,6 +52,8 @@ def problem(
     a, b = (None if w is None else _at_least_single(jnp.asarray(w)) for w in (a, b))
     if isinstance(cost, costs.Precomputed):
         sizes, batch, dtype = _given_matrix(cost, x, y)
+    elif isinstance(cost, costs.Grid):
+        sizes, batch, dtype = _given_grid(cost, x, y)
     else:
         sizes, batches, dtypes = zip(*(_cloud(name, p, cost) for name, p in (("x", x), ("y", y))), strict=True)
         if dtypes[0] != dtypes[1]:
@@ -68,13 +70,13 @@ def problem(
     spread = lambda value, events: jnp.broadcast_to(value, (*batch, *value.shape[value.ndim - events :]))
     if isinstance(cost, costs.Precomputed):
         cost = replace(cost, C=spread(cost.C, 2))
-    else:
+    elif not isinstance(cost, costs.Grid):
         x, y = (
             jax.tree.map(lambda e, leaf: spread(jnp.asarray(leaf), e + 1), cost.event_dimensions, p) for p in (x, y)
         )
-    rho = [None if r is None else spread(r, 0) for r in rho]
+    rho_a, rho_b = (None if r is None else spread(r, 0) for r in rho)
     low = spread(jnp.asarray(lost, dtype), 0)
-    pairs = _pairs.Pairs(x, y, spread(a, 1), spread(b, 1), cost, spread(epsilon, 0), low, *rho)
+    pairs = _pairs.Pairs(x, y, spread(a, 1), spread(b, 1), cost, spread(epsilon, 0), low, rho_a, rho_b)
     return pairs, batch
 
 
@@ -156,6 +158,24 @@ def _given_matrix(cost: costs.Precomputed, x: Any, y: Any) -> tuple[list[int], t
     if concrete(cost.C) and not np.isfinite(np.asarray(cost.C)).all():
         raise ValueError("cost: expected a matrix C of finite numbers, got NaN or infinity")
     return sizes, cost.C.shape[:-2], cost.C.dtype
+
+
+def _given_grid(cost: costs.Grid, x: Any, y: Any) -> tuple[list[int], tuple[int, ...], Any]:
+    if x is not None or y is not None:
+        raise ValueError("x and y: expected None with costs.Grid, whose weights are those of all points of the grids")
+    if concrete(cost.matrices) and not all(np.isfinite(np.asarray(C)).all() for C in cost.matrices):
+        raise ValueError("cost: expected matrices of finite numbers, got NaN or infinity")
+    sizes = [math.prod(shape) for shape in zip(*(C.shape for C in cost.matrices), strict=True)]
+    return sizes, (), cost.matrices[0].dtype
+
+
+def one_grid(cost: costs.Grid) -> None:
+    """Raises ValueError unless the matrices are symmetric: then they are also those of each grid with itself."""
+    symmetric = all(C.shape[0] == C.shape[1] for C in cost.matrices)
+    if symmetric and concrete(cost.matrices):
+        symmetric = all((np.asarray(C) == np.asarray(C).T).all() for C in cost.matrices)
+    if not symmetric:
+        raise ValueError("cost: expected both images on one grid, all matrices symmetric; a grid lacks x against x")
 
 
 def _penalties(mass_penalty: Any, dtype: Any) -> list[Array | None]:

@@ -5,7 +5,7 @@ x is (*batch, n, *event), y is (*batch, m, *event); leading axes broadcast. Poin
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -194,6 +194,63 @@ class Precomputed:
         return rows if y is None else jnp.take(rows, _indices("y", y, self.C.shape[-1]), axis=-1)
 
 
+@record.register("matrices")
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Σ_k C_k[i_k, j_k] between the points of two grids, from one matrix C_k (n_k, m_k) for each axis: images, volumes.
+
+    Points are None for all of a grid, n = n_1 ⋯ n_d in the order of `image.ravel()`; flat indices (n,); or one array of
+    indices for each axis, which name a smaller grid. `sinkhorn.solve(None, None, a, b, cost=Grid(...))` never makes the
+    n x m matrix: n^(1 + 1/d) work and, above 2^24 entries of the matrices' products, memory of the grid. `grid` makes
+    one from coordinates. Differentiable in the matrices. Raises TypeError and ValueError for matrices that are none.
+    """
+
+    matrices: tuple[Float[Array, "n m"], ...]
+
+    event_dimensions = 0
+    translation_invariant = False
+    expensive = False
+
+    def __init__(self, *matrices: ArrayLike):
+        if not matrices:
+            raise ValueError("matrices: expected one for each axis of the grid, got none")
+        held = {f"matrices[{k}]": check.array(f"matrices[{k}]", C, None, None) for k, C in enumerate(matrices)}
+        check.same_dtype(**held)
+        for name, C in held.items():
+            if C.ndim != 2 or C.size == 0:
+                raise ValueError(f"{name}: expected a matrix (n_k, m_k) without batch axes, not empty; got {C.shape}")
+        object.__setattr__(self, "matrices", tuple(held.values()))
+
+    def along_axes(self, x: Points = None, y: Points = None) -> tuple[Float[Array, "n m"], ...]:
+        """The matrices between the axes of two grids: all, or those of the indices in x and y."""
+        rows = [C if x is None else C[x[k]] for k, C in enumerate(self.matrices)]
+        return tuple(C if y is None else C[:, y[k]] for k, C in enumerate(rows))
+
+    def __call__(self, x: Points = None, y: Points = None) -> Float[Array, "n m"]:
+        """The matrix between the points x and y, which a grid of many points has no memory for."""
+        shapes = zip(*(C.shape for C in self.matrices), strict=True)
+        i, j = (_on_axes(points, shape) for points, shape in zip((x, y), shapes, strict=True))
+        return (
+            sum(C[p][:, q] for C, p, q in zip(self.matrices[1:], i[1:], j[1:], strict=True))
+            + (self.matrices[0][i[0]][:, j[0]])
+        )
+
+
+def grid(x: Sequence[ArrayLike], y: Sequence[ArrayLike] | None = None, *, cost: Any = SquaredEuclidean()) -> Grid:
+    """The `Grid` of coordinates x[k] (n_k,) and y[k] (m_k,), by default the same, with Σ_k cost(x_k, y_k).
+
+    The sum over the axes is |x − y|² for the default cost. Raises ValueError for numbers of axes that differ.
+    """
+    y = x if y is None else y
+    if len(x) != len(y) or not len(x):
+        raise ValueError(f"x and y: expected as many axes, at least one; got {len(x)} and {len(y)}")
+    cost = wrap(cost)
+    axes = [
+        [check.array(f"{name}[{k}]", p, None)[:, None] for k, p in enumerate(c)] for name, c in (("x", x), ("y", y))
+    ]
+    return Grid(*(cost(p, q) for p, q in zip(*axes, strict=True)))
+
+
 @dataclass(frozen=True)
 class Function:
     """The cost of a function of two points -> scalar, made by `wrap`.
@@ -260,6 +317,14 @@ def _vectors(x: Points, y: Points) -> tuple[Array, Array]:
     if x.shape[-1] != y.shape[-1] or x.shape[-1] == 0:
         raise ValueError(f"x and y: expected points of one dimension d >= 1, (..., d), got x {x.shape}, y {y.shape}")
     return x, y
+
+
+def _on_axes(points: Points, shape: tuple[int, ...]) -> tuple[Array, ...]:
+    """The index on each axis of every point of a grid."""
+    if isinstance(points, tuple):
+        return tuple(index.ravel() for index in jnp.meshgrid(*points, indexing="ij"))
+    flat = jnp.arange(math.prod(shape)) if points is None else jnp.asarray(points)
+    return jnp.unravel_index(flat, shape)
 
 
 def _indices(name: str, indices: Points, size: int) -> Array:

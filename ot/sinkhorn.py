@@ -6,7 +6,7 @@ float64, lets ε fall to its value, thins large clouds first, and takes truncate
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from lie import record
-from ot import _guard, _implicit, _kernel, _pairs, _validate, costs
+from ot import _guard, _implicit, _kernel, _pairs, _shards, _validate, costs
 
 
 @record.register("f", "g", "f_low", "g_low", "value", "error", "steps", "converged", "pairs")
@@ -102,11 +102,16 @@ def solve(
     float64 from f + f_low and g + g_low. mass_penalty=(ρ_a, ρ_b): soft marginals, ρ_a KL(P 1 | a) + ρ_b KL(P^T 1 | b)
     in place of constraints (Chizat et al. 2018); None or infinity for a hard one. initial: potentials to start from.
 
+    A cloud x whose rows lie on several devices (`jax.sharding`) is solved where it lies: each device keeps its rows of
+    the kernel, and only vectors over y are summed between them. y is then needed whole on each.
+
     Differentiable in points, weights, arrays of the cost, ε and ρ to any order in both modes, by the optimality
     conditions; finite at coincident points, identical clouds and zero weights. Raises TypeError and ValueError that
     name the argument. Under jit, values cannot be looked at: then bad ones give `converged` False.
     """
     pairs, batch = _validate.problem(x, y, a, b, cost, epsilon, mass_penalty)
+    if not batch and not isinstance(pairs.cost, costs.Precomputed | costs.Grid):
+        pairs = replace(pairs, rows=_shards.of_rows(pairs.x, pairs.cost.event_dimensions))
     level, budget, fine = _validate.effort(tolerance, max_steps, pairs.a.dtype)
     method = _implicit.Method(fine, symmetric=False)
     solved = _implicit.solutions(method, len(batch), pairs, _start(initial, pairs), level, budget)
@@ -135,6 +140,10 @@ def _plan(pairs, dual):
 
 
 def _apply(pairs, dual, v):
+    if isinstance(pairs.cost, costs.Grid):
+        product = lambda v: pairs.a * _implicit.along_axes(pairs, dual, pairs.b * v)
+        return product(v) if v.ndim == 1 else jax.vmap(product, 1, 1)(v)
+
     def of_block(x, a, f, f_low):
         block = _implicit.Dual(f, dual.g, f_low, dual.g_low)
         kernel = jnp.exp(_implicit.exponent(x, pairs.y, pairs.cost, pairs.epsilon, block))
@@ -146,6 +155,10 @@ def _apply(pairs, dual, v):
 
 
 def _transport_cost(pairs, dual):
+    if isinstance(pairs.cost, costs.Grid):  # <C, P> = −ε d/dt of the mass of exp((f + g − t C)/ε) at t = 1
+        mass = lambda cost: jnp.sum(pairs.a * _implicit.along_axes(replace(pairs, cost=cost), dual, pairs.b))
+        return -pairs.epsilon * jax.jvp(mass, (pairs.cost,), (pairs.cost,))[1]
+
     def of_block(x, a, f, f_low):
         block = _implicit.Dual(f, dual.g, f_low, dual.g_low)
         kernel = jnp.exp(_implicit.exponent(x, pairs.y, pairs.cost, pairs.epsilon, block))

@@ -46,6 +46,8 @@ def sinkhorn_divergence(
     pairs, batch = _validate.problem(x, y, a, b, cost, epsilon, mass_penalty)
     if isinstance(pairs.cost, costs.Precomputed) and (pairs.x is None or pairs.y is None):
         raise ValueError("cost: a matrix between x and y lacks x and y against themselves; give points and a cost")
+    if isinstance(pairs.cost, costs.Grid):
+        _validate.one_grid(pairs.cost)
     level, budget, fine = _validate.effort(tolerance, max_steps, pairs.a.dtype)
     problems = pairs, _against_itself(pairs, "x", "a", "rho_a"), _against_itself(pairs, "y", "b", "rho_b")
     solved = [

@@ -70,6 +70,8 @@ def exact(
     totals stay equal): exact where the plan is unique. The other fields are constants.
     Raises TypeError and ValueError that name the argument; under jit, bad values give `converged` False.
     """
+    if isinstance(cost, costs.Grid) and x is None and y is None:
+        cost = costs.Precomputed(cost())
     problem, batch = _validate.problem(x, y, a, b, cost, jnp.ones(()), None)  # ε is not used
     uniform = a is None and b is None and problem.a.shape[-1] == problem.b.shape[-1]
     fixed = jax.lax.stop_gradient(problem)
