@@ -9,6 +9,7 @@ __all__ = [
     "equivariance",
     "features",
     "graph",
+    "linear",
     "normalization",
     "potential",
     "radial",

@@ -15,6 +15,7 @@ HOST_ONLY = {
     **{f"equivariant.features.{name}": "looks at shapes and dtypes" for name in ("array", "layout", "of", "degrees")},
     **{f"equivariant.features.{name}": "e3nn's irreps, which are static" for name in ("irreps", "padded")},
     "equivariant.features.on_irreps": "wraps a layer, computes nothing",
+    "equivariant.linear.from_e3nn": "arranges given weights in NumPy",
     "equivariant.equivariance.": "rotates in NumPy's float64, between calls of the model",
 }
 
@@ -36,6 +37,7 @@ def rows():
             call(floats(2, 9), via=lambda f, x: f(e3nn_jax.IrrepsArray("3x0e + 2x1o", x)))
         ],
         "equivariant.features.to_irreps": [call(x_features, via=lambda f, x: f(x, "3x0e + 2x1o").array)],
+        "equivariant.linear.linear": [call(floats(1, 2, 3, 5), floats(5), x_features)],
         "equivariant.activation.sigmoid": [call(floats(3))],
         "equivariant.activation.gate": [call(floats(2, 2, 4, 3), floats(2, 6)), call(x_features)],
         "equivariant.activation.norm_activation": [call(x_features, floats(1, 2, 3), unit=True)],
