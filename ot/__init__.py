@@ -1,8 +1,9 @@
 """Optimal transport between samples, on R^n and on the spaces of `lie`. Import modules: `from ot import sinkhorn`.
 
-The modules costs, sinkhorn, wasserstein, barycenter, gromov, low_rank, coupling, paths, multimarginal and bridge arrive
-one by one; `__all__` lists those that this version has. This `ot` is not POT (Python Optimal Transport), which has the
-same import name: asking for a POT name is answered with ours, and files of POT among ours are refused with ImportError.
+The modules costs, sinkhorn, wasserstein, barycenter, gromov, hierarchical, low_rank, coupling, paths, multimarginal and
+bridge arrive one by one; `__all__` lists those that this version has. This `ot` is not POT (Python Optimal Transport),
+which has the same import name: asking for a POT name is answered with ours, and files of POT among ours are refused
+with ImportError.
 """
 
 import sys
@@ -19,6 +20,7 @@ __all__: list[str] = [
     "costs",
     "coupling",
     "gromov",
+    "hierarchical",
     "low_rank",
     "multimarginal",
     "paths",
