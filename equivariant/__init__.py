@@ -14,4 +14,8 @@ __all__ = [
     "potential",
     "radial",
     "radial_field",
+    "sparse_polynomial",
+    "symmetric_basis",
+    "symmetric_contraction",
+    "tensor_product",
 ]

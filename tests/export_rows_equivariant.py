@@ -5,10 +5,11 @@ from functools import partial
 import e3nn_jax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from export_calls import call, floats, shape_of
 from flax import nnx
 
-from equivariant import egnn, radial_field
+from equivariant import egnn, radial_field, sparse_polynomial
 
 # Names, or beginnings that end in a dot, of what runs on the host only: why it is never traced.
 HOST_ONLY = {
@@ -16,8 +17,16 @@ HOST_ONLY = {
     **{f"equivariant.features.{name}": "e3nn's irreps, which are static" for name in ("irreps", "padded")},
     "equivariant.features.on_irreps": "wraps a layer, computes nothing",
     "equivariant.linear.from_e3nn": "arranges given weights in NumPy",
+    "equivariant.symmetric_basis.": "generates tables in NumPy",
+    "equivariant.sparse_polynomial.Polynomial.gradient": "rearranges a static list of terms",
+    **{
+        f"equivariant.tensor_product.{name}": "arranges given or static tables in NumPy"
+        for name in ("from_e3nn", "paths", "slots")
+    },
     "equivariant.equivariance.": "rotates in NumPy's float64, between calls of the model",
 }
+
+_POLYNOMIAL = sparse_polynomial.Polynomial((((0, 1, (0, 1)), (1, 2, (0, 0))),), 2, 2)
 
 
 def rows():
@@ -38,6 +47,14 @@ def rows():
         ],
         "equivariant.features.to_irreps": [call(x_features, via=lambda f, x: f(x, "3x0e + 2x1o").array)],
         "equivariant.linear.linear": [call(floats(1, 2, 3, 5), floats(5), x_features)],
+        "equivariant.tensor_product.full": [
+            call(floats(5, 3, 1, 5), x_features, floats(2, 1, 4, 1), 2),
+            call(None, x_features, x_features, 1),
+        ],
+        "equivariant.tensor_product.channelwise": [
+            call(floats(2, 5, 3), x_features, floats(1, 4, 1), 2, keep_paths=True)
+        ],
+        "equivariant.tensor_product.elementwise": [call(floats(5, 3), x_features, x_features, 2)],
         "equivariant.activation.sigmoid": [call(floats(3))],
         "equivariant.activation.gate": [call(floats(2, 2, 4, 3), floats(2, 6)), call(x_features)],
         "equivariant.activation.norm_activation": [call(x_features, floats(1, 2, 3), unit=True)],
@@ -46,6 +63,11 @@ def rows():
             call(x_features, floats(1, 2, 3), floats(3)),
             call(floats(2, 2, 4, 3), over="separable"),
             call(x_features, over="degree"),
+        ],
+        "equivariant.sparse_polynomial.contract": [call(_POLYNOMIAL, floats(2, 2, 3), floats(2, 4, 2, 3))],
+        "equivariant.sparse_polynomial.collect": [call(_POLYNOMIAL, floats(2, 4, 2, 3), floats(2, 4, 1, 3))],
+        "equivariant.symmetric_contraction.symmetric_contraction": [
+            call(floats(2, 5, 3), floats(5, 1, 4, 3), np.arange(5) % 2, max_degree=1, correlation=2)
         ],
         "equivariant.egnn.EGNN": [model(egnn_of, h, x, x, edges)],
         "equivariant.egnn.message_passing": [
