@@ -27,7 +27,7 @@ def multiplicities(max_degree, order, parities=1):
     return lambda sign, degree: weights[sign, degree] - weights[sign, degree + 1]
 
 
-@pytest.mark.parametrize(("max_degree", "correlation", "parities"), [(2, 3, 1), (3, 3, 1), (1, 4, 1), (1, 3, 2)])
+@pytest.mark.parametrize(("max_degree", "correlation", "parities"), [(2, 3, 1), (1, 4, 1), (1, 3, 2)])
 def test_the_basis_is_complete_and_orthonormal(max_degree, correlation, parities):
     basis = symmetric_basis.symmetric_basis(max_degree, max_degree, correlation, parities, parities)
     found = Counter((path.order, path.parity, path.degree) for path in basis.paths)
@@ -123,19 +123,14 @@ def test_first_and_second_derivatives_are_those_of_the_dense_form():
         energy = lambda weight, x: jnp.sum(f(weight, x) * target)
         force = jax.grad(energy, argnums=1)
         loss = lambda weight, x: jnp.sum(force(weight, x) ** 2 * jnp.cos(x))
-        third = lambda x: jnp.sum(jax.grad(loss, argnums=1)(weight, x) ** 2)
-        return (
-            f(weight, x),
-            jax.grad(energy, argnums=(0, 1))(weight, x),
-            jax.grad(loss, (0, 1))(weight, x),
-            jax.grad(third)(x),
-        )
+        return f(weight, x), jax.grad(energy, argnums=(0, 1))(weight, x), jax.grad(loss, argnums=(0, 1))(weight, x)
 
     found, expected = jax.jit(lambda: (all_orders(ours), all_orders(plain)))()
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * float(jnp.max(jnp.abs(b))))
 
 
+@pytest.mark.slow
 def test_many_nodes_in_chunks_are_as_few_nodes_at_once():
     weight, x, species = _inputs(jnp.float32, max_degree=1, out=1, nodes=700)
     both = jax.jit(
