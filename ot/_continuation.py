@@ -24,6 +24,7 @@ _STRIDE = 8
 _THINNEST = 200
 _LARGEST_THINNED = 4096
 _SAFE = 0.95  # of the tolerance: what rounding may add to the error of scaled float32 kernels
+_ROUGH = 0.1  # of the tolerance: what the worst exponent of a rough kernel may be off by; sums average it out
 _ROUNDS = 200
 _RESCUES = 3
 
@@ -98,7 +99,7 @@ def descend(pairs: _pairs.Pairs, state: State, tolerance: Array, budget: Int[Arr
         problem = pairs.wide(epsilon).at(epsilon)
         present_f = jnp.where(problem.a > 0, state.f, -jnp.inf)  # no weight: no row, whatever its potential would be
         present_g = jnp.where(problem.b > 0, state.g, -jnp.inf)
-        kernel = make(problem, present_f, present_g, epsilon, working)
+        kernel = make(problem, present_f, present_g, epsilon, working, _ROUGH * tolerance)
         marginals = _ascent.marginals(problem, state.f, state.g, working)
         goal = jnp.where(last, _SAFE * tolerance, jnp.maximum(_LOOSE, tolerance)).astype(working)
         point, sweeps = _ascent.climb(kernel, marginals, goal, budget - state.sweeps)
