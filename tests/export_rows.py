@@ -28,6 +28,7 @@ HOST_ONLY = {
     "lie.wigner.middle_blocks": "a NumPy table of float64, made from static sizes",
     "ot.costs.wrap": "makes a record of a function, computes nothing",
     "ot.coupling.align": "its assignments are SciPy's",
+    "ot.hierarchical.solve": "its assignments are SciPy's",
     "lie.optimizers.certificate.": "SciPy's sparse factorisation and Lanczos iteration, in float64",
     "lie.optimizers.pose_graph.": "reads files and builds sparse SciPy matrices; its residual is traced by the solvers",
     **export_rows_equivariant.HOST_ONLY,
@@ -320,8 +321,15 @@ def sinkhorn_rows():
     x, y = floats(5, 3), floats(6, 3)
     plan = shape_of(lambda x, y: sinkhorn.solve(x, y, epsilon=1.0), x, y)
     batch = [floats(2, 5, 3), y, floats(5), floats(2, 6)]
+    pixels = shape_of(lambda u, v: costs.grid((u, v)), floats(3), floats(2))
     rows = {
-        "sinkhorn.solve": [call(x, y, epsilon=1.0), call(*batch, epsilon=1.0, mass_penalty=(1.0, 2.0), tolerance=1e-6)],
+        "costs.grid": [call((floats(3), floats(2)))],
+        "costs.Grid.along_axes": [call(pixels)],
+        "sinkhorn.solve": [
+            call(x, y, epsilon=1.0),
+            call(*batch, epsilon=1.0, mass_penalty=(1.0, 2.0), tolerance=1e-6),
+            call(None, None, floats(6), floats(6), cost=pixels, epsilon=1.0),
+        ],
         "sinkhorn.Potentials.plan": [call(plan)],
         "sinkhorn.Potentials.apply": [call(plan, floats(6))],
         "sinkhorn.Potentials.transport_cost": [call(plan)],
