@@ -56,6 +56,12 @@ def slots(found: tuple[Path, ...]) -> int:
     return max((sum(p.out == q.out for p in found) for q in found), default=0)
 
 
+def coupling(path: Path) -> np.ndarray:
+    """√(2·l3 + 1) C[l1, l2, l3] in float64, (2·l1 + 1, 2·l2 + 1, 2·l3 + 1): "component" normalisation."""
+    l1, l2, l3 = (degree for degree, _ in path)
+    return np.sqrt(2 * l3 + 1) * wigner.clebsch_gordan(l1, l2, l3)
+
+
 def full(
     weight: Float[ArrayLike, "*edges paths channels_x channels_y channels_out"] | None,
     x: Float[ArrayLike, "*batch_x parities_x orders_x channels_x"],
@@ -268,7 +274,7 @@ def _coupled(x: Array, y: Array, found: tuple[Path, ...]) -> list[Array]:
             other = y[..., p2, l2 * l2 : (l2 + 1) ** 2, :]
             pairs = part[..., :, None, :] * other[..., None, :, :]
             pairs = pairs.reshape(*pairs.shape[:-3], -1, pairs.shape[-1])
-            table = np.concatenate([_coupling(p) for p in members], axis=-1).reshape(pairs.shape[-2], -1)
+            table = np.concatenate([coupling(p) for p in members], axis=-1).reshape(pairs.shape[-2], -1)
             u = jnp.matmul(table.T.astype(x.dtype), pairs, precision=_HIGHEST)
         start = 0
         for p in members:
@@ -284,14 +290,9 @@ def _table(members: tuple[Path, ...], parities: int, max_degree: int) -> np.ndar
     for p in members:
         (l1, _), (l2, p2), (l3, _) = p
         block = np.zeros((parities, (max_degree + 1) ** 2, 2 * l3 + 1, 2 * l1 + 1))
-        block[p2, l2 * l2 : (l2 + 1) ** 2] = _coupling(p).transpose(1, 2, 0)
+        block[p2, l2 * l2 : (l2 + 1) ** 2] = coupling(p).transpose(1, 2, 0)
         blocks.append(block.reshape(-1, *block.shape[2:]))
     return np.concatenate(blocks, axis=1)
-
-
-def _coupling(path: Path) -> np.ndarray:
-    l1, l2, l3 = (degree for degree, _ in path)
-    return np.sqrt(2 * l3 + 1) * wigner.clebsch_gordan(l1, l2, l3)
 
 
 def _assembled(
