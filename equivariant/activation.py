@@ -98,14 +98,14 @@ def norm_activation(
         block = x[..., rows, :]
         length = smooth.norm(block, axis=-2, keepdims=True) * (2 * l + 1) ** -0.5
         factor = activation(length + bias[:, l : l + 1, :])
-        scaled = _direction(block) * (2 * l + 1) ** 0.5 if unit else block
+        scaled = direction(block) * (2 * l + 1) ** 0.5 if unit else block
         blocks.append(scaled * factor)
     y = jnp.concatenate(blocks, axis=-2)
     scalars = activation(x[..., :1, :1, :] + bias[:1, :1, :])
     return y.at[..., :1, :1, :].set(scalars)
 
 
-def _direction(x: Array) -> Array:
+def direction(x: Float[Array, "*batch orders channels"]) -> Float[Array, "*batch orders channels"]:
     """x/|x| over the last axis but one, 0 at 0; scaled first, so that the derivative 1/|x| is right for tiny x too."""
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=-2, keepdims=True))
     x = smooth.divide(x, jnp.broadcast_to(largest, x.shape))

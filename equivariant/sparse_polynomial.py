@@ -7,9 +7,10 @@ the sum of monomials over the nodes of a block, and both are closed under revers
 own derivative of the unrolled form takes 12 s to compile and 30 times as long to run, since it keeps the monomials.)
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, partial, reduce
 from typing import cast
 
 import jax
@@ -132,9 +133,11 @@ def _collect_chunk(polynomial: Polynomial, x: Array, d: Array) -> Array:
     sums: list[Array | None] = [None] * polynomial.coefficients
     for result, terms in enumerate(polynomial.results):
         for coefficient, multiplicity, variables in terms:
-            part = d[:, :, result]
-            for v in variables:
-                part = part * x[:, :, v]
+            part, rest = d[:, :, result], variables
+            if rest:  # with the last variable first: (x_c d)(x_a x_b) meets again what other terms have computed
+                part, rest = x[:, :, rest[-1]] * part, rest[:-1]
+            if rest:
+                part = reduce(operator.mul, [x[:, :, v] for v in rest]) * part
             part = part if multiplicity == 1 else multiplicity * part
             previous = sums[coefficient]
             sums[coefficient] = part if previous is None else previous + part
