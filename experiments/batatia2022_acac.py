@@ -1,0 +1,368 @@
+"""Batatia et al. 2022, acetylacetone: force RMSE of MACE 5.1 meV/Å at 300 K, 22.4 at 600 K; of NequIP 5.9 and 27.8.
+
+Command: `python -m experiments run acac --preset cpu --data FOLDER`. Energies and forces of 500 frames of
+molecular dynamics at 300 K (450 to learn from, 50 to validate), tested on 650 frames at 300 K and 650 at 600 K. Higher
+degrees of the features learn more from the same frames: l_max 0 > 1 >= 2 in error.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import lax
+from jaxtyping import Array
+from matplotlib.figure import Figure
+
+from equivariant import graph, mace, nequip, potential
+from experiments.engine import style
+from experiments.engine.exits import Refused
+from experiments.engine.experiment import Result, Row
+from experiments.readers import molecules
+from lie import so3
+
+FILES = {"train": "train_300K", "300k": "test_MD_300K", "600k": "test_MD_600K"}
+TRAIN = 450  # of the 500 frames; the others validate
+PUBLISHED = {  # energy in meV, force in meV/Å: test at 300 K, at 600 K; quoted from memory
+    "mace": {"energy_300k": 0.9, "force_300k": 5.1, "energy_600k": 4.6, "force_600k": 22.4},
+    "nequip": {"energy_300k": 0.81, "force_300k": 5.90, "energy_600k": 6.04, "force_600k": 27.8},
+}
+MASSES = {1: 1.008, 6: 12.011, 8: 15.999}  # atomic mass units
+ACCELERATION = 9.648533e-3  # Å/fs² of an atomic mass unit under 1 eV/Å
+
+
+@dataclass(frozen=True)
+class Config:
+    """The published sizes; presets make networks smaller and training shorter."""
+
+    nequip: tuple[int, ...] = (2,)
+    """l_max of the NequIP networks, one for each number."""
+    mace: tuple[int, ...] = (2,)
+    """l_max of the messages of the MACE networks, one for each number."""
+    epochs: int = 2000
+    """Passes over the 450 training frames."""
+    test_every: int = 20
+    """Epochs between two evaluations; the best validation error chooses the one that counts."""
+    test_frames: int = 650
+    """Frames of each test set, at most 650."""
+    batch: int = 5
+    channels: int = 128
+    nequip_layers: int = 5
+    mace_layers: int = 2
+    mace_filter: int = 3
+    """Highest degree of the harmonics in MACE."""
+    correlation: int = 3
+    radial_hidden: tuple[int, ...] = (64, 64, 64)
+    cutoff: float = 5.0
+    """In Å."""
+    neighbors: float = 12.1
+    """Mean number of neighbours of an atom within the cutoff, which scales messages."""
+    rate: float = 0.01
+    """Adam's first learning rate; a cosine takes it to 0."""
+    energy_weight: float = 0.3
+    """Weight of (energy error)²/atoms against the mean squared error of a force component."""
+    average: float = 0.99
+    """Decay, each step, of the average of the parameters that is evaluated."""
+
+    def __post_init__(self) -> None:
+        for field in ("epochs", "test_every", "test_frames", "batch", "channels", "nequip_layers", "mace_layers"):
+            if getattr(self, field) < 1:
+                raise Refused(f"{field}: expected at least 1, got {getattr(self, field)}")
+        if self.batch > TRAIN:
+            raise Refused(f"batch: expected at most {TRAIN}, got {self.batch}")
+        if not self.nequip and not self.mace:
+            raise Refused("nequip, mace: expected at least one l_max among them")
+
+
+_SMALL = Config(channels=32, nequip_layers=3, radial_hidden=(32,), mace_filter=2)
+PRESETS = {
+    "smoke": dataclasses.replace(
+        _SMALL, nequip=(1,), mace=(), epochs=2, test_every=1, test_frames=50, batch=15, channels=8, nequip_layers=2
+    ),
+    "cpu": dataclasses.replace(_SMALL, nequip=(0, 1, 2), mace=(0, 1), epochs=200),
+    "paper": Config(),
+}
+
+
+class Sample(NamedTuple):
+    """Frames with their graphs, stacked; energies are relative: see `Data`."""
+
+    position: Array  # (frames, atoms, 3) Å
+    energy: Array  # (frames,) eV
+    force: Array  # (frames, atoms, 3) eV/Å
+    graph: graph.Graph
+
+
+class Data(NamedTuple):
+    """Energies less those of the isolated atoms and the training mean, subtracted in float64 before rounding."""
+
+    train: Sample
+    valid: Sample
+    tests: dict[str, Sample]
+    species: Array  # (atoms,)
+    masses: Array  # (atoms,)
+    unit: Array  # rms force of the training frames, eV/Å: energies are learned in it
+
+
+class Training(NamedTuple):
+    parameters: Any
+    optimizer: Any
+    average: Any
+
+
+class State(NamedTuple):
+    key: Array
+    epoch: Array
+    trainings: dict[str, Training]
+
+
+Metrics = dict[str, Array]
+
+
+def data(config: Config, folder: Path | None) -> Data:
+    """Frames from the data folder's `acac`, energies made relative, neighbours within the cutoff found once."""
+    place = molecules.find(folder, "acac")
+    frames = {name: molecules.read(place / f"{file}.xyz") for name, file in FILES.items()}
+    numbers = frames["train"].numbers
+    isolated = molecules.isolated_energies(place / "isolated_atoms.xyz")
+    atoms = sum(isolated[z] for z in numbers.tolist())
+    mean = float(np.mean(frames["train"].energy[:TRAIN] - atoms))
+    samples = {name: _sample(config, f, atoms + mean) for name, f in frames.items()}
+    train, valid = (jax.tree.map(lambda a, s=s: a[s], samples["train"]) for s in (slice(TRAIN), slice(TRAIN, None)))
+    kinds = np.unique(numbers)
+    tests = {name: jax.tree.map(lambda a: a[: config.test_frames], samples[name]) for name in ("300k", "600k")}
+    return Data(
+        train,
+        valid,
+        tests,
+        jnp.asarray(np.searchsorted(kinds, numbers), jnp.int32),
+        jnp.asarray([MASSES[z] for z in numbers.tolist()], jnp.float32),
+        jnp.sqrt(jnp.mean(train.force**2)),
+    )
+
+
+def _sample(config: Config, frames: molecules.Frames, constant: float) -> Sample:
+    x = jnp.asarray(frames.positions, jnp.float32)
+    n = x.shape[1]
+    find = jax.jit(jax.vmap(lambda x: graph.radius_graph(x, config.cutoff, max_edges=n * (n - 1))))
+    graphs = find(x)
+    return Sample(
+        x, jnp.asarray(frames.energy - constant, jnp.float32), jnp.asarray(frames.forces, jnp.float32), graphs
+    )
+
+
+def names(config: Config) -> list[str]:
+    """The networks of a config, `nequip_l2` and so on."""
+    return [f"nequip_l{l}" for l in config.nequip] + [f"mace_l{l}" for l in config.mace]
+
+
+def _build(config: Config, name: str) -> Callable[[nnx.Rngs], nnx.Module]:
+    kind, degree = name.split("_l")
+    shared = {
+        "channels": config.channels,
+        "max_degree": int(degree),
+        "cutoff": config.cutoff,
+        "radial_hidden": config.radial_hidden,
+        "neighbors": config.neighbors,
+    }
+    if kind == "nequip":
+        return lambda rngs: nequip.NequIP(3, parities=1, layers=config.nequip_layers, power=5, **shared, rngs=rngs)
+    own = {"layers": config.mace_layers, "degree_filter": config.mace_filter, "correlation": config.correlation}
+    return lambda rngs: mace.MACE(3, **own, **shared, rngs=rngs)
+
+
+def _energy(config: Config, name: str, data: Data) -> Callable[..., Array]:
+    """energy(parameters, graph, vectors, species) in eV; the module is rebuilt around the parameters while tracing."""
+    module, _ = nnx.split(nnx.eval_shape(lambda: _build(config, name)(nnx.Rngs(0))))
+    return lambda parameters, *arguments: data.unit * nnx.merge(module, parameters)(*arguments)
+
+
+def predict(energy: Callable[..., Array], parameters: Any, sample: Sample, species: Array) -> tuple[Array, Array]:
+    """Energies (frames,) and forces (frames, atoms, 3): all frames as one graph."""
+    together, kinds = graph.batch(sample.graph), jnp.tile(species, len(sample.energy))
+    of_vectors = lambda vectors: energy(parameters, together, vectors, kinds)
+    out = potential.forces(of_vectors, sample.position.reshape(-1, 3), together)
+    return out.energy, out.forces.reshape(sample.force.shape)
+
+
+def _optimizer(config: Config) -> optax.GradientTransformation:
+    return optax.adam(optax.cosine_decay_schedule(config.rate, config.epochs * (TRAIN // config.batch)))
+
+
+def init(config: Config, key: Array, data: Data) -> State:
+    """Untrained networks, each from its own key."""
+    key, *model_keys = jax.random.split(key, 1 + len(names(config)))
+    trainings = {}
+    for name, model_key in zip(names(config), model_keys, strict=True):
+        _, parameters = nnx.split(_build(config, name)(nnx.Rngs(params=model_key)))
+        trainings[name] = Training(parameters, _optimizer(config).init(parameters), jax.tree.map(jnp.copy, parameters))
+    return State(key, jnp.int32(0), trainings)
+
+
+def blocks(config: Config) -> int:
+    """How often `advance` is called."""
+    return math.ceil(config.epochs / config.test_every)
+
+
+def done(config: Config, state: State) -> bool:
+    return int(state.epoch) >= config.epochs
+
+
+def advance(config: Config, state: State, data: Data) -> tuple[State, Metrics]:
+    """`test_every` epochs of every network on the same batches, then the errors of its averaged parameters."""
+    key, shuffle_key = jax.random.split(state.key)
+    steps = TRAIN // config.batch
+    orders = jax.vmap(lambda k: jax.random.permutation(k, TRAIN)[: steps * config.batch])
+    batches = orders(jax.random.split(shuffle_key, config.test_every)).reshape(-1, config.batch)
+    metrics: Metrics = {"epoch": state.epoch + config.test_every}
+    trainings = {}
+    for name, training in state.trainings.items():
+        energy = _energy(config, name, data)
+        training, losses = train(config, energy, training, data, batches)
+        trainings[name] = training
+        metrics[f"{name}_train_loss"] = jnp.mean(losses[-steps:])
+        for split, sample in {"valid": data.valid, **data.tests}.items():
+            energy_rmse, force_rmse = errors(config, energy, training.average, sample, data.species)
+            metrics[f"{name}_{split}_energy_rmse_mev"] = energy_rmse
+            metrics[f"{name}_{split}_force_rmse_mev_per_angstrom"] = force_rmse
+    return State(key, state.epoch + config.test_every, trainings), metrics
+
+
+def train(
+    config: Config, energy: Callable[..., Array], training: Training, data: Data, batches: Array
+) -> tuple[Training, Array]:
+    """One Adam step per row of `batches` (indices of training frames); the losses come batch by batch."""
+    optimizer = _optimizer(config)
+
+    def loss(parameters: Any, sample: Sample) -> Array:
+        energies, forces = predict(energy, parameters, sample, data.species)
+        per_atom = jnp.mean((energies - sample.energy) ** 2) / len(data.species)
+        return (jnp.mean((forces - sample.force) ** 2) + config.energy_weight * per_atom) / data.unit**2
+
+    def step(training: Training, batch: Array) -> tuple[Training, Array]:
+        sample = jax.tree.map(lambda a: a[batch], data.train)
+        value, gradient = jax.value_and_grad(loss)(training.parameters, sample)
+        updates, moments = optimizer.update(gradient, training.optimizer)
+        parameters = optax.apply_updates(training.parameters, updates)
+        average = jax.tree.map(lambda a, p: a + (1 - config.average) * (p - a), training.average, parameters)
+        return Training(parameters, moments, average), value
+
+    return lax.scan(step, training, batches)
+
+
+def errors(
+    config: Config, energy: Callable[..., Array], parameters: Any, sample: Sample, species: Array
+) -> tuple[Array, Array]:
+    """RMSE of energies in meV and of force components in meV/Å."""
+    count = len(sample.energy)
+    size = max(k for k in range(1, 26) if count % k == 0)
+    split = jax.tree.map(lambda a: a.reshape(count // size, size, *a.shape[1:]), sample)
+    energies, forces = lax.map(lambda part: predict(energy, parameters, part, species), split)
+    energy_error = energies.reshape(-1) - sample.energy
+    force_error = forces.reshape(sample.force.shape) - sample.force
+    return 1e3 * jnp.sqrt(jnp.mean(energy_error**2)), 1e3 * jnp.sqrt(jnp.mean(force_error**2))
+
+
+def turned(config: Config, energy: Callable[..., Array], parameters: Any, data: Data) -> tuple[float, float]:
+    """Largest change of an energy (eV) and error of a turned force (eV/Å) under a rotation and a reflection."""
+    sample = jax.tree.map(lambda a: a[:10], data.valid)
+    R = so3.sample((), jnp.float32, key=jax.random.key(0))
+
+    @jax.jit
+    def under(R: Array) -> tuple[Array, Array]:
+        E, F = predict(energy, parameters, sample, data.species)
+        moved = sample._replace(position=so3.act(R, sample.position))
+        turned_E, turned_F = predict(energy, parameters, moved, data.species)
+        return jnp.max(jnp.abs(turned_E - E)), jnp.max(jnp.abs(turned_F - so3.act(R, F)))
+
+    both = [under(R), under(-R)]
+    return max(float(e) for e, _ in both), max(float(f) for _, f in both)
+
+
+def drift(config: Config, energy: Callable[..., Array], parameters: Any, data: Data, steps: int = 2000) -> float:
+    """|E(end) − E(start)| per atom in meV of molecular dynamics without a thermostat: 0.5 fs steps from 300 K."""
+    x, masses, step = data.valid.position[0], data.masses[:, None], 0.5
+    speed = jnp.sqrt(8.617333e-5 * 300 * ACCELERATION / masses)
+    v = speed * jax.random.normal(jax.random.key(0), x.shape, x.dtype)
+    v = v - jnp.sum(masses * v, axis=0) / jnp.sum(masses)
+
+    def act(x: Array) -> tuple[Array, Array]:
+        g = graph.radius_graph(x, config.cutoff, max_edges=x.shape[0] * (x.shape[0] - 1))
+        out = potential.forces(lambda vectors: energy(parameters, g, vectors, data.species), x, g)
+        return out.energy[0], out.forces
+
+    def move(carry: tuple[Array, Array, Array], _: None) -> tuple[tuple[Array, Array, Array], Array]:
+        x, v, F = carry
+        v = v + 0.5 * step * ACCELERATION * F / masses
+        x = x + step * v
+        E, F = act(x)
+        v = v + 0.5 * step * ACCELERATION * F / masses
+        return (x, v, F), E + jnp.sum(masses * v * v) / (2 * ACCELERATION)
+
+    _, total = jax.jit(lambda x, v: lax.scan(move, (x, v, act(x)[1]), None, length=steps))(x, v)
+    half = steps // 4  # means over quarters: the energy of one step oscillates with the bonds
+    return 1e3 * abs(float(jnp.mean(total[-half:]) - jnp.mean(total[:half]))) / x.shape[0]
+
+
+def result(config: Config, metrics: dict[str, np.ndarray], state: State, data: Data) -> Result:
+    """The table at the best validation error, the order of the degrees, symmetry and energy conservation."""
+    long_enough = config.epochs >= PRESETS["cpu"].epochs
+    gate = lambda bound: bound if long_enough else math.inf
+    rows, force = [], {}
+    for name in names(config):
+        best = int(np.argmin(metrics[f"{name}_valid_force_rmse_mev_per_angstrom"]))
+        kind, degree = name.split("_l")
+        label = f"{'NequIP' if kind == 'nequip' else 'MACE'} l_max {degree}"
+        for split in ("300k", "600k"):
+            for quantity, unit in (("energy", "mev"), ("force", "mev_per_angstrom")):
+                value = float(metrics[f"{name}_{split}_{quantity}_rmse_{unit}"][best])
+                force[name, split] = value if quantity == "force" else math.nan
+                goal = gate(25.0) if (quantity, split, degree) == ("force", "300k", "2") else math.inf
+                title = f"{label}, {quantity} RMSE at {split[:-1]} K ({'meV' if quantity == 'energy' else 'meV/Å'})"
+                rows.append(
+                    Row(
+                        title, value, PUBLISHED[kind][f"{quantity}_{split}"], "acetylacetone table", "memory", high=goal
+                    )
+                )
+        rows.append(Row(f"{label}, force RMSE at 600 K / 300 K", force[name, "600k"] / force[name, "300k"]))
+        energy, parameters = _energy(config, name, data), state.trainings[name].average
+        change, error = turned(config, energy, parameters, data)
+        rows.append(Row(f"{label}, largest change of an energy when turned (eV)", change, high=1e-5))
+        rows.append(Row(f"{label}, largest error of a turned force (eV/Å)", error, high=1e-5 if long_enough else 1e-4))
+        rows.append(Row(f"{label}, drift of the energy in 1 ps (meV/atom)", drift(config, energy, parameters, data)))
+    for kind, degrees in (("nequip", config.nequip), ("mace", config.mace)):
+        for low, high in itertools.pairwise(sorted(degrees)):
+            ratio = force[f"{kind}_l{low}", "300k"] / force[f"{kind}_l{high}", "300k"]
+            rows.append(
+                Row(f"{kind}, force RMSE of l_max {low} / l_max {high}", ratio, low=1.0 if long_enough else -math.inf)
+            )
+    return Result(tuple(rows))
+
+
+def figure(metrics: dict[str, np.ndarray]) -> Figure:
+    """Force errors over training at 300 K and 600 K, beside the published ones."""
+    picture = Figure(figsize=(9.5, 3.4))
+    panels = dict(zip(("300k", "600k"), picture.subplots(1, 2, sharey=True), strict=True))
+    epoch = metrics["epoch"][0]
+    found = [key.removesuffix("_train_loss") for key in metrics if key.endswith("_train_loss")]
+    for split, axes in panels.items():
+        for name, colour in zip(found, itertools.cycle(style.COLOURS)):
+            values = metrics[f"{name}_{split}_force_rmse_mev_per_angstrom"]
+            kind, degree = name.split("_l")
+            label = f"{'NequIP' if kind == 'nequip' else 'MACE'}, l_max {degree}"
+            axes.plot(epoch, np.median(values, axis=0), color=colour, label=label, ls="-" if kind == "nequip" else "--")
+            axes.fill_between(epoch, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, linewidth=0)
+        for kind, line in (("nequip", "-."), ("mace", ":")):
+            axes.axhline(PUBLISHED[kind][f"force_{split}"], color="black", linestyle=line, linewidth=1)
+        axes.set(xlabel="epoch", yscale="log", title=f"Test at {split[:-1]} K (black: published, NequIP -., MACE :)")
+    panels["300k"].set_ylabel("force RMSE (meV/Å)")
+    panels["300k"].legend()
+    return picture
