@@ -30,16 +30,6 @@ def measure(options: harness.Options) -> Iterator[harness.Metric]:
         yield from _symmetric_contraction(options, max_degree)
 
 
-def forward_and_backward(function: Callable[..., Any], *constants: Any) -> Callable[..., Any]:
-    """(value, gradients by all inputs) of function(*inputs, *constants) for a given cotangent, the first argument."""
-
-    def both(cotangent, *inputs):
-        value, pull_back = jax.vjp(lambda *inputs: function(*inputs, *constants), *inputs)
-        return value, pull_back(cotangent)
-
-    return both
-
-
 def _linear(options: harness.Options, e3nn_jax: Any, max_degree: int) -> Iterator[harness.Metric]:
     import e3nn_jax.flax  # a part of the peer that loads flax's older API, not wanted before
 
@@ -132,7 +122,7 @@ def _compare(
 ) -> Iterator[harness.Metric]:
     """Forward and backward; with `alone` the forward pass by itself, compile time and scratch memory as well."""
     rounds = options.rounds(25)
-    both, other = forward_and_backward(ours), forward_and_backward(theirs)
+    both, other = harness.forward_and_backward(ours), harness.forward_and_backward(theirs)
     if options.wants(name):
         contestants = {peer: other}
         yield harness.versus(name, both, contestants, our_arguments, their_arguments, rounds=rounds, goal=goal)

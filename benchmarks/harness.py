@@ -171,6 +171,16 @@ def copy_rate(megabytes: int = 64, rounds: int = 9) -> float:
     return 2 * source.nbytes / interleave({"copy": lambda: copy(source)}, rounds).median("copy")
 
 
+def forward_and_backward(function: Call) -> Call:
+    """(value, gradients by all inputs) of function(*inputs) for a given cotangent, the first argument."""
+
+    def both(cotangent, *inputs):
+        value, pull_back = jax.vjp(function, *inputs)
+        return value, pull_back(cotangent)
+
+    return both
+
+
 def versus(
     name: str,
     ours: Call,

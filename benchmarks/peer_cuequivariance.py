@@ -32,3 +32,21 @@ def symmetric_contraction(max_degree: int, channels: int, correlation: int) -> t
         return cuex.segmented_polynomial(polynomial, [weight, x], [out], [species, None, None], method="naive")[0]
 
     return polynomial.inputs[0].size, contract
+
+
+def convolution(max_degree: int, channels: int) -> Callable[..., Any]:
+    """Function of flat features, harmonics, weights (edges, paths · channels), senders, receivers: paths kept."""
+    cue, cuex = load()
+    irreps, filters = (
+        cue.Irreps("O3", " + ".join(f"{count}x{l}{'eo'[l % 2]}" for l in range(max_degree + 1)))
+        for count in (channels, 1)
+    )
+    descriptor = cue.descriptors.channelwise_tensor_product(irreps, filters, irreps)
+    polynomial = (descriptor[0] if isinstance(descriptor, tuple) else descriptor).polynomial
+
+    def convolve(x, Y, weights, senders, receivers):
+        out = jax.ShapeDtypeStruct((x.shape[0], polynomial.outputs[0].size), x.dtype)
+        places = [None, senders, None, receivers]
+        return cuex.segmented_polynomial(polynomial, [weights, x, Y], [out], places, method="naive")[0]
+
+    return convolve

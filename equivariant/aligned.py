@@ -46,16 +46,10 @@ def turn(max_degree: int, max_order: int, parities: int, r: Array) -> Turn:
 
     D(r) = D(R_x(β)) D(R_y(γ)), its entries products of cosines and sines that come from r without an angle.
     """
-    length = smooth.norm(r, axis=-1)
-    x, y, z = (smooth.divide(r[:, i], length, fallback=float(i == 1)) for i in range(3))
-    across = smooth.norm(jnp.stack([x, z]), axis=0)
-    cos_g, sin_g = smooth.divide(-z, across, fallback=1.0), smooth.divide(x, across)
-    middle = jnp.concatenate(_multiples(y, across, max_degree), axis=1)
-    middle = jnp.delete(middle, max_degree + 1, axis=1)  # sin 0
-    cosines, sines = (a[:, _absolute_orders(max_degree)] for a in _multiples(cos_g, sin_g, max_degree))
+    middle, cosines, sines, (cos_g, sin_g, y, across) = _angles(max_degree, r)
     plain, swapped = (table.astype(r.dtype) for table in _tables(max_degree, max_order, parities))
 
-    def product(table: Array) -> Array:
+    def product(table: np.ndarray) -> Array:
         flat = jnp.matmul(middle, table.reshape(table.shape[0], -1), precision=_HIGHEST)
         return flat.reshape(-1, *table.shape[1:])
 
@@ -66,6 +60,25 @@ def turn(max_degree: int, max_order: int, parities: int, r: Array) -> Turn:
     zero = jnp.zeros_like(y)
     R = [[cos_g, zero, sin_g], [across * sin_g, y, -across * cos_g], [-y * sin_g, across, y * cos_g]]
     return Turn(forward, backward, jnp.stack([jnp.stack(row, axis=-1) for row in R], axis=1))
+
+
+def _angles(max_degree: int, r: Array) -> tuple[Array, Array, Array, tuple[Array, ...]]:
+    """(1, cos kβ, sin kβ); cos and sin |m|γ for every order; cos γ, sin γ, cos β, sin β: in r's dtype, made in float64.
+
+    An error of half an eps in an angle is k halves in its multiples: made in float32, they leave an error of
+    equivariance of 6.6e-7 at max_degree 4 and 8.8e-7 at 8, so 4.0e-7 and 3.6e-7.
+    """
+    with jax.enable_x64(True):
+        wide = r.astype(jnp.float64)
+        length = smooth.norm(wide, axis=-1)
+        x, y, z = (smooth.divide(wide[:, i], length, fallback=float(i == 1)) for i in range(3))
+        across = smooth.norm(jnp.stack([x, z]), axis=0)
+        cos_g, sin_g = smooth.divide(-z, across, fallback=1.0), smooth.divide(x, across)
+        cosines, sines = _multiples(y, across, max_degree)
+        middle = jnp.concatenate([cosines, sines[:, 1:]], axis=1)
+        cosines, sines = (a[:, _absolute_orders(max_degree)] for a in _multiples(cos_g, sin_g, max_degree))
+        found = (middle, cosines, sines, (cos_g, sin_g, y, across))
+        return jax.tree.map(lambda a: a.astype(r.dtype), found)
 
 
 @turn.defjvp

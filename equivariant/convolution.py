@@ -6,7 +6,7 @@ e3x and eSCN do; "kept" holds them apart for a matrix over paths and channels, a
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,6 @@ from jaxtyping import Array, ArrayLike, Float
 from equivariant import aligned, coupled, edge_blocks, features, paths, radial
 from equivariant import graph as graphs
 from lie import check
-
-Semantics = Literal["summed", "kept"]
 
 
 def summed(
@@ -33,8 +31,9 @@ def summed(
     """Σ over edges and paths, `weights` in the order of `paths.of(product)`: e3nn's tensor product, summed over paths.
 
     In the frame of the edge (`aligned`): work grows as max_degree³, not ⁶. An edge of no length has Y_0 alone. Exact
-    derivatives of first and second order for every direction, the polar axis included. Error of equivariance, float32,
-    EQUIVARIANCE_SUMMED. `block_edges` edges are in flight at once; by default what fits the cache.
+    derivatives of first and second order for every direction, the polar axis included. Error of equivariance in
+    float32, largest of 32 rotations and reflections: 4e-7 of the largest value up to max_degree 8. `block_edges` edges
+    are in flight at once; by default what fits the cache.
     Raises ValueError or TypeError naming the argument whose shape or dtype is off.
     Source: Passaro and Zitnick 2023, eq. 3-6; the derivative is ours.
     """
@@ -81,7 +80,7 @@ class Convolution(nnx.Module):
         channels: int,
         *,
         embedding: int,
-        semantics: Semantics = "kept",
+        semantics: str = "kept",
         channels_out: int | None = None,
         degree_filter: int | None = None,
         parities_in: int = 1,
@@ -146,10 +145,10 @@ class Convolution(nnx.Module):
         for (p, l), matrix in zip(self._targets(), self.mixing, strict=True):
             part = by_path[p][l]
             scale = 1 / math.sqrt(max(1, matrix.shape[0]) * self.neighbors)
-            blocks.append(part.reshape(*part.shape[:2], -1) @ (matrix[...].astype(part.dtype) * scale))
+            blocks.append(part.reshape(*part.shape[:2], math.prod(part.shape[2:])) @ (matrix[...].astype(part.dtype) * scale))
         parities, orders, channels = self.layout_out.shape
         blocks[0], extra = blocks[0][..., :channels], blocks[0][:, 0, channels:]
-        y = jnp.concatenate(blocks, axis=1).reshape(-1, parities, orders, channels)
+        y = jnp.concatenate(blocks, axis=1).reshape(blocks[0].shape[0], parities, orders, channels)
         return (y, extra) if self.extra_scalars else y
 
     def _targets(self) -> list[tuple[int, int]]:

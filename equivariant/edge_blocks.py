@@ -64,6 +64,8 @@ def total(
     Edges that do not count have receiver = nodes. `edge_data` is a pytree of arrays (edges, ...).
     """
     edges = vectors.shape[0]
+    if edges == 0 or x.shape[0] == 0:
+        return _zeros(Plan(kernel, product, weigh, 1), x, vectors, edge_data, parameters)
     size = block_edges or _block(kernel.floats(product, x.shape[-1]) * x.dtype.itemsize, edges)
     plan = Plan(kernel, product, weigh, max(1, min(size, edges)))
     missing = -edges % plan.block
@@ -95,12 +97,7 @@ def _total(plan, x, vectors, edge_data, parameters, senders, receivers):
         return tuple(a.at[receivers].add(m) for a, m in zip(sums, messages, strict=True)), None
 
     blocks = _split(plan, (vectors, edge_data, senders, receivers))
-    first = jax.tree.map(lambda a: a[0], blocks)
-    shapes = jax.eval_shape(
-        lambda v, e, s: plan.kernel.messages(plan.product, x[s], v, plan.weigh(parameters, v, e)), *first[:3]
-    )
-    zeros = tuple(jnp.zeros((x.shape[0] + 1, *s.shape[1:]), s.dtype) for s in shapes)
-    return jax.lax.scan(add, zeros, blocks)[0]
+    return jax.lax.scan(add, _zeros(plan, x, vectors, edge_data, parameters), blocks)[0]
 
 
 def _forward(plan, x, vectors, edge_data, parameters, senders, receivers):
@@ -131,6 +128,18 @@ def _backward(plan, arguments, cotangents):
 
 
 _total.defvjp(_forward, _backward)
+
+
+def _zeros(plan: Plan, x: Array, vectors: Array, edge_data: Any, parameters: Any) -> tuple[Array, ...]:
+    """Sums over no edges, one row more than there are nodes."""
+    one_edge = lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype)
+    one_block = jax.tree.map(one_edge, (x, vectors, edge_data))
+
+    def messages(X, v, data):
+        return plan.kernel.messages(plan.product, X, v, plan.weigh(parameters, v, data))
+
+    shapes = jax.eval_shape(messages, *one_block)
+    return tuple(jnp.zeros((x.shape[0] + 1, *shape.shape[1:]), shape.dtype) for shape in shapes)
 
 
 def _split(plan: Plan, tree: Any) -> Any:
