@@ -88,9 +88,10 @@ def test_damaged_or_small_data_set_is_refused(tmp_path):
         nbody.data(nbody.Config(dataset=str(archive)), None)
 
 
-@pytest.fixture(scope="module")
-def small():
-    config = nbody.Config(epochs=4, test_every=2, train_samples=40, test_samples=20, batch=10, hidden=8, layers=2)
+def trained(**more):
+    config = nbody.Config(
+        epochs=4, test_every=2, train_samples=40, test_samples=20, batch=10, hidden=8, layers=2, **more
+    )
     keys = jax.random.split(jax.random.key(0), 4)
 
     def sample(count, key):
@@ -112,6 +113,11 @@ def small():
             history.append(metrics)
     metrics = {name: np.array([line[name] for line in history]) for name in history[0]}
     return config, data, state, metrics
+
+
+@pytest.fixture(scope="module")
+def small():
+    return trained()
 
 
 def test_training_lowers_the_training_error_of_every_model(small):
@@ -153,3 +159,25 @@ def test_figure_is_drawn_from_metrics_alone(small):
     _, _, _, metrics = small
     figure = nbody.figure({name: np.stack([values, values]) for name, values in metrics.items()})
     assert [axes.get_xlabel() for axes in figure.axes[:2]] == ["epoch", "epoch"]
+
+
+@pytest.mark.slow
+def test_segnn_is_trained_when_asked_for():
+    config, data, state, metrics = trained(models="segnn", rate_segnn=2e-3)
+    assert metrics["segnn_train_mse"][-1] < metrics["segnn_train_mse"][0]
+    rows = {row.name: row for row in nbody.result(config, metrics, state, data).rows}
+    assert list(rows) == [
+        "Linear test MSE",
+        "SEGNN test MSE",
+        "SEGNN, largest relative change of MSE on the rotated test set",
+        "SEGNN, mean |f(Rx) - Rf(x)|^2 / MSE",
+    ]
+    for row in rows.values():
+        assert row.value <= row.high
+    assert len(nbody.figure({name: values[None] for name, values in metrics.items()}).axes) == 3
+
+
+@pytest.mark.parametrize("models", ["segnn,transformer", "linear", "egnn,egnn", ""])
+def test_models_that_do_not_exist_are_refused(models):
+    with pytest.raises(exits.Refused, match="models: expected different ones of radial_field, gnn, egnn, segnn, got"):
+        nbody.Config(models=models)
