@@ -8,8 +8,10 @@ __all__ = [
     "atoms",
     "attention",
     "egnn",
+    "equiformer_v2",
     "equivariance",
     "features",
+    "frames",
     "graph",
     "linear",
     "mace",
@@ -23,5 +25,6 @@ __all__ = [
     "sparse_polynomial",
     "symmetric_basis",
     "symmetric_contraction",
+    "tensor_field_network",
     "tensor_product",
 ]
