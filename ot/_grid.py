@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ot import _doubles
+
 HIGHEST = jax.lax.Precision.HIGHEST
 
 LARGEST_EXPONENT = 80.0
@@ -171,14 +173,17 @@ def product(
 
 def _tops(matrices: tuple[Array, ...], f: Pair, g: Pair) -> list[Pair]:
     """The heights after each axis but the last, as lines along it."""
-    matrices, f, g = jax.lax.stop_gradient((matrices, f, g))
-    with jax.enable_x64(True):
-        wide = [C.astype(jnp.float64) for C in matrices]
-        whole = (sum(part.astype(jnp.float64) for part in p) for p in (f, g))
-        tops = [-stage.left for stage in stages(tuple(wide), *whole)[:-1]]  # pyright: ignore[reportArgumentType]
-        high = [top.astype(f[0].dtype) for top in tops]
-        low = [(top - h.astype(top.dtype)).astype(h.dtype) for top, h in zip(tops, high, strict=True)]
-        return list(zip(high, low, strict=True))
+    return [] if len(matrices) == 1 else _made_tops(*jax.lax.stop_gradient((matrices, f, g)))
+
+
+@_doubles.inside
+def _made_tops(matrices: tuple[Array, ...], f: Pair, g: Pair) -> list[Pair]:
+    wide = tuple(C.astype(jnp.float64) for C in matrices)
+    whole_f, whole_g = (high.astype(jnp.float64) + low.astype(jnp.float64) for high, low in (f, g))
+    tops = [-stage.left for stage in stages(wide, whole_f, whole_g)[:-1]]
+    high = [top.astype(f[0].dtype) for top in tops]
+    low = [(top - h.astype(top.dtype)).astype(h.dtype) for top, h in zip(tops, high, strict=True)]
+    return list(zip(high, low, strict=True))
 
 
 def _contract(C: Array, left: Pair, right: Pair, epsilon: Array, along: Array, back: bool) -> Array:
@@ -188,10 +193,14 @@ def _contract(C: Array, left: Pair, right: Pair, epsilon: Array, along: Array, b
 
 @jax.custom_jvp
 def _precise_exponent(C: Array, left: Pair, right: Pair, epsilon: Array) -> Float[Array, "lines n m"]:
-    with jax.enable_x64(True):
-        l, r = (sum(part.astype(jnp.float64) for part in side) for side in (left, right))
-        stage = Stage(C.astype(jnp.float64), l, r)  # pyright: ignore[reportArgumentType]
-        return jnp.minimum(exponent(stage, epsilon.astype(jnp.float64)), LARGEST_EXPONENT).astype(C.dtype)
+    return _wide_exponent(C, left, right, epsilon)
+
+
+@_doubles.inside
+def _wide_exponent(C: Array, left: Pair, right: Pair, epsilon: Array) -> Array:
+    on_left, on_right = (high.astype(jnp.float64) + low.astype(jnp.float64) for high, low in (left, right))
+    exponents = exponent(Stage(C.astype(jnp.float64), on_left, on_right), epsilon.astype(jnp.float64))
+    return jnp.minimum(exponents, LARGEST_EXPONENT).astype(C.dtype)
 
 
 @_precise_exponent.defjvp

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from lie import smooth
-from ot import _ascent, _continuation, _grid, _kernel, _pairs, _shards, _symmetric, _validate, costs
+from ot import _ascent, _continuation, _doubles, _grid, _kernel, _pairs, _shards, _symmetric, _validate, costs
 
 _BLOCK_ENTRIES = 2**22
 _REFINING_PRODUCTS = 100
@@ -54,27 +54,32 @@ def solution(
     method: Method, pairs: _pairs.Pairs, initial: tuple[Array, Array] | None, tolerance: Array, max_steps: Array
 ) -> Solution:
     """Solve from `initial` potentials, or cold."""
+    return _doubles.inside(partial(_solution, method))(pairs, initial, tolerance, max_steps)
+
+
+def _solution(
+    method: Method, pairs: _pairs.Pairs, initial: tuple[Array, Array] | None, tolerance: Array, max_steps: Array
+) -> Solution:
     dtype = pairs.a.dtype
     descend = _symmetric.descend if method.symmetric else _continuation.descend
-    with jax.enable_x64(True):
-        problem, tolerance, budget = pairs.kept(), tolerance.astype(jnp.float64), max_steps // 2
-        if initial is not None:
-            f, g = _pairs.astype(initial, jnp.float64)
-            state = _continuation.start(f, g, problem.wide().epsilon)
-        elif method.symmetric:
-            nothing = jnp.zeros_like(problem.wide().a)
-            state = _continuation.start(nothing, nothing, problem.wide().epsilon)
-        else:
-            state, _ = _continuation.cold(problem, budget, jnp.float32)
-        state = descend(
-            problem, state, jnp.maximum(tolerance, _validate.FINE) if method.fine else tolerance, budget, jnp.float32
-        )
-        if method.fine:
-            state = descend(problem, _continuation.renewed(state), tolerance, budget, jnp.float64)
-        state = _continuation.completed(problem, state)
-        value = _continuation.value(problem, state)
-        error, value = state.error.astype(dtype), value.astype(dtype)
-        return Solution(split(state.f, state.g, dtype), value, error, 2 * state.sweeps, state.done)
+    problem, tolerance, budget = pairs.kept(), tolerance.astype(jnp.float64), max_steps // 2
+    if initial is not None:
+        f, g = _pairs.astype(initial, jnp.float64)
+        state = _continuation.start(f, g, problem.wide().epsilon)
+    elif method.symmetric:
+        nothing = jnp.zeros_like(problem.wide().a)
+        state = _continuation.start(nothing, nothing, problem.wide().epsilon)
+    else:
+        state, _ = _continuation.cold(problem, budget, jnp.float32)
+    state = descend(
+        problem, state, jnp.maximum(tolerance, _validate.FINE) if method.fine else tolerance, budget, jnp.float32
+    )
+    if method.fine:
+        state = descend(problem, _continuation.renewed(state), tolerance, budget, jnp.float64)
+    state = _continuation.completed(problem, state)
+    value = _continuation.value(problem, state)
+    error, value = state.error.astype(dtype), value.astype(dtype)
+    return Solution(split(state.f, state.g, dtype), value, error, 2 * state.sweeps, state.done)
 
 
 @solution.defjvp
@@ -171,10 +176,14 @@ def over_rows(of_block: Any, pairs: _pairs.Pairs, *rows: Array) -> tuple[Array, 
 @jax.custom_jvp
 def exponent(x: Any, y: Any, cost: Any, epsilon: Float[Array, ""], dual: Dual) -> Float[Array, "n m"]:
     """(f_i + g_j − C_ij)/ε, formed in float64, in the input's type; derivatives are formed in that type."""
-    with jax.enable_x64(True):
-        xw, yw, costw, epsilonw = _pairs.astype((x, y, cost, epsilon), jnp.float64)
-        f, g = joined(dual)
-        return jnp.minimum(_kernel.exponent(costw(xw, yw), f, g, epsilonw), _grid.LARGEST_EXPONENT).astype(dual.f.dtype)
+    return _exponent(x, y, cost, epsilon, dual)
+
+
+@_doubles.inside
+def _exponent(x: Any, y: Any, cost: Any, epsilon: Array, dual: Dual) -> Array:
+    f, g = joined(dual)
+    x, y, cost, epsilon = _pairs.astype((x, y, cost, epsilon), jnp.float64)
+    return jnp.minimum(_kernel.exponent(cost(x, y), f, g, epsilon), _grid.LARGEST_EXPONENT).astype(dual.f.dtype)
 
 
 @exponent.defjvp
@@ -193,22 +202,25 @@ def _constant(tree: Any) -> Any:
 
 def _newton_step(pairs: _pairs.Pairs, dual: Dual) -> Dual:
     """What one Newton step adds to the potentials; nothing where it would not lessen the error."""
-    pairs, dual = _constant(pairs), _constant(dual)
+    return _step(_constant(pairs), _constant(dual))
+
+
+@_doubles.inside
+def _step(pairs: _pairs.Pairs, dual: Dual) -> Dual:
     dtype = dual.f.dtype
-    with jax.enable_x64(True):
-        problem = pairs.wide()
-        f, g = joined(dual)
-        working = jnp.float32 if dtype.itemsize < 8 else dtype
-        kernel = _kernel.choose(pairs)(problem, f, g, problem.epsilon, working)
-        marginals = _ascent.marginals(problem, f, g, working)
-        here = _ascent.visit(kernel, marginals, jnp.zeros_like(marginals.b))
-        w, _ = _ascent.newton_direction(kernel, marginals, here, 0.05, jnp.int32(_REFINING_PRODUCTS))
-        there = _ascent.visit(kernel, marginals, w)
-        better = there.error < here.error
-        phi, gamma = (jnp.where(better, x, 0).astype(f.dtype) for x in (there.phi, there.gamma))
-        f_new, g_new = f + problem.epsilon * phi, g + problem.epsilon * gamma
-        moved = split(f_new, g_new, dtype)
-        return jax.tree.map(jnp.subtract, moved, dual)
+    problem = pairs.wide()
+    f, g = joined(dual)
+    working = jnp.float32 if dtype.itemsize < 8 else dtype
+    kernel = _kernel.choose(pairs)(problem, f, g, problem.epsilon, working)
+    marginals = _ascent.marginals(problem, f, g, working)
+    here = _ascent.visit(kernel, marginals, jnp.zeros_like(marginals.b))
+    w, _ = _ascent.newton_direction(kernel, marginals, here, 0.05, jnp.int32(_REFINING_PRODUCTS))
+    there = _ascent.visit(kernel, marginals, w)
+    better = there.error < here.error
+    phi, gamma = (jnp.where(better, x, 0).astype(f.dtype) for x in (there.phi, there.gamma))
+    f_new, g_new = f + problem.epsilon * phi, g + problem.epsilon * gamma
+    moved = split(f_new, g_new, dtype)
+    return jax.tree.map(jnp.subtract, moved, dual)
 
 
 def _potentials_dot(pairs: _pairs.Pairs, dual: Dual, motion: Any) -> tuple[Float[Array, "n"], Float[Array, "m"]]:
