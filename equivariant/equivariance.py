@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array
+from numpy.typing import ArrayLike
 
 from lie import so3, wigner
 
@@ -142,7 +143,8 @@ def equivariance_error(
             for k, ((_, leaf, act), found) in enumerate(zip(expected, _leaves(result), strict=True)):
                 wide = _wide(leaf)
                 with np.errstate(invalid="ignore"):  # what is not finite comes out as NaN
-                    size, gap = _largest(wide), _largest(_wide(found) - (act(element, wide) if act else wide))
+                    difference = _wide(found) - (act(element, wide) if act else wide)
+                    size, gap = _largest(wide), _largest(difference)
                     error = float(np.divide(gap, size)) if size > 0 else (0.0 if gap == 0 else np.nan)
                 if not error <= worst[k][0]:  # NaN stays
                     worst[k] = (error, element) if not np.isnan(worst[k][0]) else worst[k]
@@ -307,5 +309,5 @@ def _restore(values: np.ndarray, leaf: Any, dtype: DTypeLike | None) -> Any:
     return type(leaf)(leaf.irreps, array) if _has_irreps(leaf) else array
 
 
-def _largest(x: np.ndarray) -> float:
+def _largest(x: ArrayLike) -> float:
     return float(np.max(np.abs(x), initial=0.0))

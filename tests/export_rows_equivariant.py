@@ -9,7 +9,16 @@ import numpy as np
 from export_calls import call, floats, shape_of
 from flax import nnx
 
-from equivariant import attention, egnn, radial_field, se3_transformer, sparse_polynomial
+from equivariant import (
+    attention,
+    egnn,
+    equiformer_v2,
+    mace,
+    nequip,
+    radial_field,
+    se3_transformer,
+    sparse_polynomial,
+)
 from equivariant import graph as graphs
 
 # Names, or beginnings that end in a dot, of what runs on the host only: why it is never traced.
@@ -27,6 +36,11 @@ HOST_ONLY = {
         f"equivariant.tensor_product.{name}": "arranges given or static tables in NumPy"
         for name in ("from_e3nn", "paths", "slots")
     },
+    "equivariant.ase_calculator.": "makes an object for ASE, which calls compiled programs from the host",
+    "equivariant.atoms.parameter_count": "adds sizes",
+    "equivariant.atoms.species_of": "looks at shapes and dtypes",
+    "equivariant.graph.from_edges": "sorts given edges in NumPy",
+    "equivariant.radial.Perceptron.weights": "lists parameters, computes nothing",
     "equivariant.equivariance.": "rotates in NumPy's float64, between calls of the model",
 }
 
@@ -66,6 +80,7 @@ def rows():
             call(floats(2, 5, 3), x_features, floats(1, 4, 1), 2, keep_paths=True)
         ],
         "equivariant.tensor_product.elementwise": [call(floats(5, 3), x_features, x_features, 2)],
+        "equivariant.tensor_field_network.shifted_softplus": [call(floats(3))],
         "equivariant.activation.sigmoid": [call(floats(3))],
         "equivariant.activation.direction": [call(floats(2, 3, 4))],
         "equivariant.activation.gate": [call(floats(2, 2, 4, 3), floats(2, 6)), call(x_features)],
@@ -85,6 +100,12 @@ def rows():
                 *(floats(3, 2), graph, floats(4, 3)),
             )
         ],
+        "equivariant.equiformer_v2.EquiformerV2": [
+            model(
+                partial(equiformer_v2.EquiformerV2, 2, channels=4, max_degree=1, max_order=1, layers=1, basis=3),
+                *(graph, floats(4, 3), jax.ShapeDtypeStruct((3,), jnp.int32)),
+            )
+        ],
         "equivariant.normalization.layer_norm": [
             call(x_features, floats(1, 2, 3), floats(3)),
             call(floats(2, 2, 4, 3), over="separable"),
@@ -94,6 +115,47 @@ def rows():
         "equivariant.sparse_polynomial.collect": [call(_POLYNOMIAL, floats(2, 4, 2, 3), floats(2, 4, 1, 3))],
         "equivariant.symmetric_contraction.symmetric_contraction": [
             call(floats(2, 5, 3), floats(5, 1, 4, 3), np.arange(5) % 2, max_degree=1, correlation=2)
+        ],
+        "equivariant.graph.vectors": [call(graph, floats(3, 3))],
+        "equivariant.graph.sum_edges": [call(graph, floats(4, 2))],
+        "equivariant.graph.sum_nodes": [call(graph, floats(3, 2))],
+        "equivariant.graph.batch": [call([graph, graph], derivative=False)],
+        "equivariant.graph.radius_graph": [
+            call(floats(5, 3), 2.0, max_edges=20),
+            call(floats(5, 3), 2.0, floats(3, 3), periodic=(True, False, True), max_edges=20),
+        ],
+        "equivariant.radial.bessel": [call(floats(4), 3, 2.0)],
+        "equivariant.radial.gaussian": [call(floats(4), 3, 2.0)],
+        "equivariant.radial.bernstein": [call(floats(4), 3)],
+        "equivariant.radial.polynomial_cutoff": [call(floats(4), 2.0)],
+        "equivariant.radial.bump_cutoff": [call(floats(4), 2.0)],
+        "equivariant.radial.perceptron": [call((floats(3, 5), floats(5, 2)), floats(4, 3))],
+        "equivariant.potential.forces": [
+            call(graph, floats(3, 3), floats(3, 3), via=lambda f, g, x, cell: f(jnp.sum, x, g, cell=cell)),
+            call(
+                floats(3, 3), floats(3, 3), via=lambda f, x, cell: f(lambda x, c: jnp.sum(x) + jnp.sum(c), x, cell=cell)
+            ),
+        ],
+        "equivariant.frames.frames": [call(floats(2, 4, 3))],
+        "equivariant.frames.average": [
+            call(floats(4, 3), via=lambda f, x: f(jnp.sin, x, group="O(3)", output="points"))
+        ],
+        "equivariant.frames.principal_axes": [call(floats(2, 3, 3))],
+        "equivariant.atoms.edge_embedding": [call(floats(4, 3), 3, 2.0, 6)],
+        "equivariant.atoms.species_linear": [call(floats(2, 1, 2, 3, 5), floats(3, 1, 4, 3), np.arange(3) % 2)],
+        "equivariant.nequip.NequIP": [
+            model(
+                partial(nequip.NequIP, 2, channels=2, max_degree=1, layers=2, radial_hidden=(3,)),
+                *(graph, floats(4, 3)),
+                np.arange(3) % 2,
+            )
+        ],
+        "equivariant.mace.MACE": [
+            model(
+                partial(mace.MACE, 2, channels=2, max_degree=1, degree_filter=1, correlation=2, radial_hidden=(3,)),
+                *(graph, floats(4, 3)),
+                np.arange(3) % 2,
+            )
         ],
         "equivariant.egnn.EGNN": [model(egnn_of, h, x, x, edges)],
         "equivariant.egnn.message_passing": [

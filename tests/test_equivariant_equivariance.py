@@ -89,6 +89,10 @@ def test_a_subgroup_or_an_action_of_ones_own():
     assert error(degree_2, X, inputs="vectors", outputs=D, samples=3).error < 1e-6
 
 
+def test_a_result_without_axes():
+    assert error(lambda x: jnp.sum(x * x), X, inputs="vectors", outputs="scalars", samples=3).error < 1e-6
+
+
 def test_nan_is_reported_not_swallowed():
     report = error(lambda x: x / 0, X, inputs="vectors", outputs="vectors", samples=3)
     assert np.isnan(report.error)
