@@ -52,11 +52,13 @@ def solve(
     tolerance: float = 1e-3,
     max_steps: int = 8,
 ) -> Matching:
-    """A permutation σ of low cost Σ_i cost(x_i, y_σ(i)) between n and n points of R^d, in time n log n times `block`².
+    """A permutation σ of low cost Σ_i cost(x_i, y_σ(i)) between n and n points of R^d, in about n (block² + 4096) work.
 
     cost: a record of `costs` or a function of two points (d,). block: points that are assigned exactly at a time; up to
-    so many, the whole problem is. Deterministic. Raises TypeError under jit, and TypeError and ValueError that name the
-    argument.
+    so many, the whole problem is. Deterministic. Excess over the exact optimum, x uniform in a cube and y uniform
+    squared, |x − y|²: 0.22 % at n = 4096, 0.30 % at 8192; at n = 10⁶ 1.2 % above the continuous problem's 0.1, in 97 s
+    of one processor (188 s where others worked) and 820 MB. Raises TypeError under jit, and TypeError and ValueError
+    that name the argument.
     """
     if not _validate.concrete(x, y):
         raise TypeError("hierarchical.solve: its assignments run on the host, so it cannot be called under jit or grad")
@@ -69,10 +71,10 @@ def solve(
     if cost.event_dimensions != 1:
         raise ValueError("cost: expected one between vectors (d,), along whose coordinates the clouds are cut")
     pairs, _ = _validate.problem(x, y, None, None, cost, 1.0, None)
-    work = _Work(np.asarray(pairs.x, np.float32), np.asarray(pairs.y, np.float32), pairs.cost, block)
+    work = _Work(np.asarray(pairs.x), np.asarray(pairs.y), pairs.cost, block)
     n = len(work.x)
     partner = np.empty(n, np.int64)
-    potential = np.empty(n, np.float32)
+    potential = np.empty(n, work.x.dtype)
     work.match(np.arange(n), np.arange(n), partner, potential)
     costs_of = work.costs(partner)
     gain, steps = (0.0, 0) if n <= block else (np.inf, 0)
@@ -131,7 +133,7 @@ class _Work(NamedTuple):
         x, y = self.x[rows], self.y[columns]
         epsilon = _SOFTNESS * np.asarray(_matrix(self.cost, y, y)).mean()
         if not epsilon > 0:  # all y are one point: every map is optimal
-            return self.x[i], np.zeros(len(j), np.float32)
+            return self.x[i], np.zeros(len(j), self.y.dtype)
         solved = sinkhorn.solve(x, y, cost=self.cost, epsilon=epsilon, tolerance=_ROUGHLY)
         carry, lower = partial(_carry, self.cost, y, solved.g), partial(_lower, self.cost, x, solved.f)
         moved = [np.asarray(carry(self.x[i[at]], epsilon)) for at in _padded(len(i))]
