@@ -37,7 +37,7 @@ def calculator(
 @cache
 def _calculator_class() -> type:
     try:
-        from ase.calculators.calculator import Calculator, all_changes
+        from ase.calculators.calculator import Calculator, all_changes  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError('equivariant.ase_calculator needs ASE: pip install "haar[chemistry]"') from error
 
@@ -72,7 +72,7 @@ def _calculator_class() -> type:
                 voigt = (0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)
                 self.results["stress"] = np.asarray(out.stress, np.float64).reshape(3, 3)[voigt]
 
-        def _run(self, x, box, species, periodic, images):
+        def _run(self, x, box, species, periodic, images) -> tuple[Any, Any]:
             if not self.room:
                 return None, True
             return self.program(x, box, species, self.cutoff, periodic, images, self.room)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from equivariant import features, linear, radial
 from equivariant import graph as graphs
@@ -25,7 +25,7 @@ def edge_embedding(
 def species_linear(
     weight: Float[Array, "_species _parities _degrees _channels _channels_out"],
     x: Float[Array, "_nodes _parities _orders _channels"],
-    species: Int[Array, "_nodes"],
+    species: Int[ArrayLike, "_nodes"],
 ) -> Float[Array, "nodes parities_out orders_out channels_out"]:
     """y_l = x_l W_{species, l}/√channels: the full tensor product of features with the one-hot species.
 
@@ -37,7 +37,7 @@ def species_linear(
     check.same_dtype(weight=weight, x=x)
     if x.shape[-1] != channels or x.shape[-2] < degrees**2 or x.shape[-3] < parities:
         raise ValueError(f"weight: expected one for features {x.shape[1:]}, got shape {weight.shape}")
-    hot = jax.nn.one_hot(species, kinds, dtype=x.dtype)
+    hot = jax.nn.one_hot(jnp.asarray(species), kinds, dtype=x.dtype)
     spread = hot[:, None, None, :, None] * x[:, :parities, : degrees**2, None, :]
     spread = spread.reshape(*spread.shape[:3], kinds * channels)
     blocks = []
@@ -61,7 +61,7 @@ class SpeciesLinear(nnx.Module):
         self.layout_out = layout_out
 
     def __call__(
-        self, x: Float[Array, "nodes _parities _orders _channels"], species: Int[Array, "nodes"]
+        self, x: Float[Array, "nodes _parities _orders _channels"], species: Int[ArrayLike, "nodes"]
     ) -> Float[Array, "nodes parities_out orders_out channels_out"]:
         y = species_linear(self.weight[...].astype(x.dtype), x, species)
         lacking = [(0, want - have) for want, have in zip(self.layout_out.shape, y.shape[1:], strict=True)]
@@ -105,9 +105,9 @@ class AtomicEnergies(nnx.Module):
         self.isolated = _per_species("isolated", isolated, species)
 
     def __call__(
-        self, graph: graphs.Graph, y: Float[Array, "nodes"], species: Int[Array, "nodes"]
+        self, graph: graphs.Graph, y: Float[Array, "nodes"], species: Int[ArrayLike, "nodes"]
     ) -> Float[Array, "structures"]:
-        of_atom = lambda constants: jnp.asarray(np.array(constants).astype(y.dtype))[species]
+        of_atom = lambda constants: jnp.asarray(np.array(constants).astype(y.dtype))[jnp.asarray(species)]
         constant = tuple(a + b for a, b in zip(self.shift, self.isolated, strict=True))
         return graphs.sum_nodes(graph, of_atom(self.scale) * y + of_atom(constant))
 
@@ -119,7 +119,7 @@ def _per_species(name: str, value: float | Sequence[float], species: int) -> tup
     return values
 
 
-def species_of(graph: graphs.Graph, species: Array, kinds: int) -> Int[Array, "nodes"]:
+def species_of(graph: graphs.Graph, species: ArrayLike, kinds: int) -> Int[Array, "nodes"]:
     """`species` as int32 (nodes,), checked: TypeError for what is no integer, ValueError for a wrong shape or range."""
     species = jnp.asarray(species)
     if not jnp.issubdtype(species.dtype, jnp.integer):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from equivariant import atoms, convolution, features, radial, symmetric_contraction
 from equivariant import graph as graphs
@@ -70,7 +70,7 @@ class MACE(nnx.Module):
         self.atomic = atoms.AtomicEnergies(species, scale, shift, isolated)
 
     def __call__(
-        self, graph: graphs.Graph, vectors: Float[Array, "edges 3"], species: Int[Array, "nodes"]
+        self, graph: graphs.Graph, vectors: Float[Array, "edges 3"], species: Int[ArrayLike, "nodes"]
     ) -> Float[Array, "structures"]:
         species = atoms.species_of(graph, species, self.species)
         if graph.nodes == 0:

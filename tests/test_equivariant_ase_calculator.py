@@ -25,7 +25,7 @@ def lennard_jones(g, vectors, species):
 
 
 def crystal():
-    from ase.build import bulk
+    from ase.build import bulk  # pyright: ignore
 
     atoms = bulk("Ar", cubic=True, a=4.2) * (1, 1, 2)
     atoms.rattle(0.1, seed=1)
@@ -35,7 +35,7 @@ def crystal():
 
 @pytest.mark.parametrize("pbc", [True, (True, False, True), False])
 def test_energy_forces_and_stress_are_those_of_ase(pbc):
-    from ase.calculators.lj import LennardJones
+    from ase.calculators.lj import LennardJones  # pyright: ignore
 
     ours, theirs = crystal(), crystal()
     for atoms in (ours, theirs):
@@ -61,8 +61,8 @@ def test_isolated_energies_are_added_and_strangers_refused():
 
 
 def test_dynamics_keep_the_energy_and_compile_rarely():
-    from ase import units
-    from ase.md.verlet import VelocityVerlet
+    from ase import units  # pyright: ignore
+    from ase.md.verlet import VelocityVerlet  # pyright: ignore
 
     atoms, traces = crystal(), []
 
