@@ -71,7 +71,7 @@ def test_grids_leave_a_small_error_that_gates_do_not():
 
 @pytest.mark.slow
 def test_forces_are_the_derivative_of_the_energy_and_finite_everywhere():
-    model = _model(layers=2)
+    model = _model()
     energy = jax.jit(lambda positions: _energy(model, positions)[0])
     place = (
         _positions(jnp.float64).at[1].set(_positions(jnp.float64)[0] + jnp.array([0.0, 1.1, 0.0]))
