@@ -1,5 +1,7 @@
 """Hierarchical one-to-one maps: always permutations, near the optimum where that is known, honest about the sweeps."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,7 +87,7 @@ def test_ties_and_translations():
 def test_bad_input_is_refused_by_name(change, error, message, own_checks):
     x, y = clouds(8, 3)
     good = dict(x=x, y=y, block=4, cost=costs.SquaredEuclidean())
-    bad = good | {name: alter(good[name]) for name, alter in change.items()}
+    bad: Any = good | {name: alter(good[name]) for name, alter in change.items()}
     with pytest.raises(error, match=message):
         hierarchical.solve(**bad)
 
