@@ -95,9 +95,10 @@ def from_e3nn(
     """
     import e3nn_jax
 
-    given, wanted = e3nn_jax.Irreps(irreps_in).regroup(), e3nn_jax.Irreps(irreps_out).simplify()
+    e3nn: Any = e3nn_jax  # its annotations are narrower than what it takes
+    given, wanted = e3nn.Irreps(irreps_in).regroup(), e3nn.Irreps(irreps_out).simplify()
     kept = wanted if force_irreps_out else wanted.filter(keep=given)  # what their layer leaves out keeps zeros here
-    theirs = e3nn_jax.FunctionalLinear(
+    theirs = e3nn.FunctionalLinear(
         given,
         kept,
         biases=any(name.startswith("b[") for name in parameters),

@@ -87,13 +87,13 @@ class TensorFieldNetwork(nnx.Module):
         graph: graphs.Graph,
         positions: Float[ArrayLike, "nodes 3"],
     ) -> Float[Array, "nodes parities_out orders_out channels_out"]:
-        x = features.array("x", x, **self.layout_in._asdict())
+        y = features.array("x", x, **self.layout_in._asdict())
         positions = check.array("positions", positions, 3)
-        check.same_dtype(x=x, positions=positions)
+        check.same_dtype(x=y, positions=positions)
         vectors = graphs.vectors(graph, positions)
         r = smooth.norm(vectors)
         embedding = radial.gaussian(r, self.basis, self.cutoff) * radial.polynomial_cutoff(r, self.cutoff)[:, None]
         for first, convolve, nonlinear in zip(self.first, self.convolutions, self.activations, strict=True):
-            x = nonlinear(convolve(first(x), graph, vectors, embedding))
+            y = nonlinear(convolve(first(y), graph, vectors, embedding))
         parities, orders, _ = self.layout_out.shape
-        return self.last(x[..., :parities, :orders, :])
+        return self.last(y[..., :parities, :orders, :])

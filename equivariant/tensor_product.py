@@ -218,11 +218,12 @@ def from_e3nn(
     """
     import e3nn_jax
 
+    e3nn: Any = e3nn_jax  # its annotations are narrower than what it takes
     if any(name.startswith("b[") for name in parameters):
         raise ValueError("parameters: expected none named b[...]: a tensor product has no bias")
-    inputs = [e3nn_jax.Irreps(irreps).regroup() for irreps in (irreps_x, irreps_y)]
+    inputs = [e3nn.Irreps(irreps).regroup() for irreps in (irreps_x, irreps_y)]
     out = features.padded(irreps_out)
-    mixing, _ = linear.from_e3nn(parameters, e3nn_jax.tensor_product(*inputs), irreps_out, **keywords)
+    mixing, _ = linear.from_e3nn(parameters, e3nn.tensor_product(*inputs), irreps_out, **keywords)
     x, y = (features.padded(irreps) for irreps in inputs)
     copies = [{(ir.l, 0 if ir.p == (-1) ** ir.l else 1): mul for mul, ir in irreps} for irreps in inputs]
     found = paths(x, y, out.max_degree, out.parities)

@@ -1,6 +1,8 @@
 """Features: the layout, the action of O(3), and exchange with e3nn-jax without loss."""
 
-import e3nn_jax
+import importlib
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,8 @@ from flax import nnx
 
 from equivariant import features
 from lie import so3
+
+e3nn_jax: Any = importlib.import_module("e3nn_jax")  # its annotations are narrower than what it takes
 
 IRREPS = ["4x0e + 4x1o", "3x0e + 2x1o + 5x0e + 1x2e", "2x1e + 3x0o + 1x3o", "7x2o", "0x0e + 2x1o", "5x0e"]
 REFLECTION = -np.eye(3)

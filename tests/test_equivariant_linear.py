@@ -1,6 +1,8 @@
 """Linear maps: the law of O(3), e3nn-jax's layer from its own weights, derivatives, bad input."""
 
-import e3nn_jax
+import importlib
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,11 +12,14 @@ from flax import nnx
 from equivariant import features, linear
 from lie import so3
 
+e3nn_jax: Any = importlib.import_module("e3nn_jax")  # its annotations are narrower than what it takes
+
 
 def _case(max_degree, parities, dtype=jnp.float32):
     key_x, key_b = jax.random.split(jax.random.key(0))
     layer = linear.Linear(max_degree, 4, 5, parities, rngs=nnx.Rngs(0))
-    layer.bias[...] = jax.random.normal(key_b, (5,), jnp.float32)
+    bias: Any = layer.bias
+    bias[...] = jax.random.normal(key_b, (5,), jnp.float32)
     return layer, jax.random.normal(key_x, (2, 7, parities, (max_degree + 1) ** 2, 4), dtype)
 
 
