@@ -16,7 +16,7 @@ import jax
 from benchmarks import gate, harness, page
 
 _PREFIXES = {"bench_": "", "accuracy_": "accuracy_"}  # file name's start -> what it is called by
-_VERSIONS = ("haar", "jax", "jaxlib", "numpy", "scipy", "jaxlie", "e3nn-jax", "e3x", "ott-jax")
+_VERSIONS = ("haar", "jax", "jaxlib", "numpy", "scipy", "jaxlie", "e3nn-jax", "e3x", "ott-jax", "cuequivariance-jax")
 
 
 def discover(folder: Path = Path(__file__).parent) -> dict[str, str]:

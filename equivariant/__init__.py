@@ -4,9 +4,13 @@ import lie  # noqa: F401  first, for HAAR_CHECK's import hook and the warning wh
 
 __all__ = [
     "activation",
+    "aligned",
     "ase_calculator",
     "atoms",
     "attention",
+    "convolution",
+    "coupled",
+    "edge_blocks",
     "egnn",
     "equiformer_v2",
     "equivariance",
@@ -17,6 +21,7 @@ __all__ = [
     "mace",
     "nequip",
     "normalization",
+    "paths",
     "potential",
     "radial",
     "radial_field",

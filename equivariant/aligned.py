@@ -103,6 +103,7 @@ class PathsSummed(NamedTuple):
     """The kernel: one message (edges, parities, orders, channels), the sum over all paths."""
 
     def messages(self, product: paths.Product, X: Array, vectors: Array, W: Array) -> tuple[Array, ...]:
+        """The one message: turned into the frame of its edge, mixed, turned back."""
         top = min(product.degree_in, product.degree_out)
         into = turn(product.degree_in, top, product.parities_in, vectors)
         out = turn(product.degree_out, top, product.parities_out, vectors)
@@ -112,6 +113,7 @@ class PathsSummed(NamedTuple):
     def cotangents(
         self, product: paths.Product, X: Array, vectors: Array, W: Array, Y: tuple[Array, ...]
     ) -> tuple[Array, Array, Array]:
+        """Derivatives by features, vectors and weights: by hand, through the torque on the edge."""
         top = min(product.degree_in, product.degree_out)
         # One order more than meets: the generators of turns about x and z lead from |m| to |m| ± 1.
         into = turn(product.degree_in, min(top + 1, product.degree_in), product.parities_in, vectors)
@@ -130,6 +132,7 @@ class PathsSummed(NamedTuple):
         return X_bar, smooth.divide(arm, smooth.norm(vectors, axis=-1)[:, None]), W_bar
 
     def floats(self, product: paths.Product, channels: int) -> int:
+        """Features both ways and in between, weights twice, turns."""
         rows_in = product.parities_in * (product.degree_in + 1) ** 2
         rows_out = product.parities_out * (product.degree_out + 1) ** 2
         squares = (product.degree_in + 1) ** 4 + (product.degree_out + 1) ** 4

@@ -65,6 +65,7 @@ class PathsKept(NamedTuple):
     """The kernel: one message (edges, paths of the group, 2·l3 + 1, channels) per group, in the order of `entries`."""
 
     def messages(self, product: paths.Product, X: Array, vectors: Array, W: Array) -> tuple[Array, ...]:
+        """One batched product of matrices for each degree that comes in."""
         Y = harmonics.evaluate(vectors, product.degree_filter)
         found = []
         for entry in entries(product):
@@ -76,6 +77,7 @@ class PathsKept(NamedTuple):
     def cotangents(
         self, product: paths.Product, X: Array, vectors: Array, W: Array, Y: tuple[Array, ...]
     ) -> tuple[Array, Array, Array]:
+        """Derivatives by features, vectors and weights, the messages made anew."""
         filters, pull = jax.vjp(lambda v: harmonics.evaluate(v, product.degree_filter), vectors)
         X_bar = [[jnp.zeros_like(X[:, p, s]) for s in _rows(product)] for p in range(product.parities_in)]
         W_bar: dict[int, Array] = {}
@@ -98,6 +100,7 @@ class PathsKept(NamedTuple):
         return stacked, vectors_bar, jnp.concatenate([W_bar[start] for start in sorted(W_bar)], axis=1)
 
     def floats(self, product: paths.Product, channels: int) -> int:
+        """Messages thrice, and the matrices."""
         rows = sum(2 * path.degree_out + 1 for path in paths.of(product))
         return 3 * rows * channels + sum(entry.table.shape[1] for entry in entries(product))
 

@@ -10,11 +10,14 @@ from export_calls import call, floats, shape_of
 from flax import nnx
 
 from equivariant import (
+    aligned,
     attention,
+    coupled,
     egnn,
     equiformer_v2,
     mace,
     nequip,
+    paths,
     radial_field,
     se3_transformer,
     sparse_polynomial,
@@ -41,6 +44,11 @@ HOST_ONLY = {
     "equivariant.atoms.species_of": "looks at shapes and dtypes",
     "equivariant.graph.from_edges": "sorts given edges in NumPy",
     "equivariant.radial.Perceptron.weights": "lists parameters, computes nothing",
+    "equivariant.paths.": "lists and couples paths in NumPy",
+    "equivariant.aligned.rows": "static positions",
+    "equivariant.coupled.entries": "tables in NumPy",
+    "equivariant.aligned.PathsSummed.floats": "a static size",
+    "equivariant.coupled.PathsKept.floats": "a static size",
     "equivariant.equivariance.": "rotates in NumPy's float64, between calls of the model",
 }
 
@@ -65,6 +73,10 @@ def rows():
     weights = shape_of(lambda: egnn_of(rngs=nnx.Rngs(0)).layers[0].weights(jnp.float32))
     x_features = floats(2, 1, 4, 3)
     graph = shape_of(lambda: _graph(3, 4))
+    product = paths.product(1, 1, 1)
+    on_edges = floats(4, 1, 4, 3), floats(4, 3), floats(4, len(paths.of(product)), 3)
+    kept = shape_of(lambda *arrays: coupled.PathsKept().messages(product, *arrays), *on_edges)
+    index = jax.ShapeDtypeStruct((4,), jnp.int32)
     return {
         "equivariant.features.rotate": [call(x_features, floats(2, 3, 3)), call(floats(2, 9, 3), floats(3, 3))],
         "equivariant.features.from_irreps": [
@@ -72,6 +84,26 @@ def rows():
         ],
         "equivariant.features.to_irreps": [call(x_features, via=lambda f, x: f(x, "3x0e + 2x1o").array)],
         "equivariant.linear.linear": [call(floats(1, 2, 3, 5), floats(5), x_features)],
+        "equivariant.convolution.summed": [call(product, floats(3, 1, 4, 3), graph, *on_edges[1:])],
+        "equivariant.convolution.kept": [call(product, floats(3, 1, 4, 3), graph, *on_edges[1:])],
+        "equivariant.aligned.turn": [call(1, 1, 2, floats(4, 3))],
+        "equivariant.aligned.PathsSummed.messages": [call(aligned.PathsSummed(), product, *on_edges)],
+        "equivariant.aligned.PathsSummed.cotangents": [
+            call(aligned.PathsSummed(), product, *on_edges, (floats(4, 1, 4, 3),))
+        ],
+        "equivariant.coupled.PathsKept.messages": [call(coupled.PathsKept(), product, *on_edges)],
+        "equivariant.coupled.PathsKept.cotangents": [call(coupled.PathsKept(), product, *on_edges, kept)],
+        "equivariant.coupled.gather": [call(product, kept)],
+        "equivariant.edge_blocks.total": [
+            call(
+                floats(3, 1, 4, 3),
+                *on_edges[1:],
+                *(index, index),
+                via=lambda f, x, v, W, s, r: f(
+                    aligned.PathsSummed(), product, lambda _, __, W: W, x, v, W, (), s, r, 2
+                ),
+            )
+        ],
         "equivariant.tensor_product.full": [
             call(floats(5, 3, 1, 5), x_features, floats(2, 1, 4, 1), 2),
             call(None, x_features, x_features, 1),
