@@ -178,23 +178,24 @@ def _orders(product: paths.Product) -> tuple[_Order, ...]:
 def _terms(product, m, p1, l1, p3, l3) -> tuple[tuple[int, float], ...]:
     """The paths between two rows, each with the number by which it multiplies order m."""
     return tuple(
-        (i, float(np.sqrt(2 * path.degree_filter + 1) * _axis_value(path, m)))
+        (i, float(np.sqrt(2 * path.y[0] + 1) * _axis_value(path, m)))
         for i, path in enumerate(paths.of(product))
-        if path[:2] == (p1, l1) and path[3:] == (p3, l3)
+        if path.x == (l1, p1) and path.out == (l3, p3)
     )
 
 
 def _axis_value(path: paths.Path, m: int) -> float:
     """What the path's coupling with Y_l2,0 does to order m, pseudotensors being kept as the module says."""
-    C, l1, l3 = paths.coupling(path)[:, path.degree_filter], path.degree_in, path.degree_out
-    if path.parity_in == path.parity_out:
+    (l1, p1), (l2, _), (l3, p3) = path
+    C = paths.coupling(path)[:, l2]
+    if p1 == p3:
         return C[l1 + m, l3 + m]
-    return C[l1 - m, l3 + m] if path.parity_in else -C[l1 - m, l3 + m]
+    return C[l1 - m, l3 + m] if p1 else -C[l1 - m, l3 + m]
 
 
 def _present(product: paths.Product, vectors: Array, W: Array) -> Array:
     """W, with 0 for the paths that an edge of no length lacks: all but those through Y_0."""
-    through_scalar = np.array([path.degree_filter == 0 for path in paths.of(product)])
+    through_scalar = np.array([path.y[0] == 0 for path in paths.of(product)])
     there = (smooth.norm(vectors, axis=-1) > 0)[:, None] | through_scalar
     return W * there[..., None].astype(W.dtype)
 

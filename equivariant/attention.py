@@ -163,6 +163,6 @@ class Attention(nnx.Module):
     def _by_path(self, function: radial.Perceptron, product: paths.Product, embedding: Array) -> Array:
         """(edges, paths, channels), over the root of the number of paths that lead to each degree: unit variance."""
         every = paths.of(product)
-        leading = np.array([sum(other[3:] == path[3:] for other in every) for path in every], np.float64)
+        leading = np.array([sum(other.out == path.out for other in every) for path in every], np.float64)
         weights = radial.perceptron(tuple(w.astype(embedding.dtype) for w in function.weights()), embedding)
         return weights.reshape(-1, len(every), self.inner) * (leading**-0.5)[:, None].astype(embedding.dtype)

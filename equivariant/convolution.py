@@ -108,7 +108,7 @@ class Convolution(nnx.Module):
             self.mixing = nnx.List([])
             for p, l in self._targets():
                 columns = channels_out + (extra_scalars if (p, l) == (0, 0) else 0)
-                shape = (channels * _leading_to(every, p, l), columns)
+                shape = (channels * _leading_to(every, l, p), columns)
                 self.mixing.append(nnx.Param(jax.random.normal(rngs.params(), shape, jnp.float32)))
 
     def __call__(
@@ -128,7 +128,7 @@ class Convolution(nnx.Module):
         kernel: edge_blocks.Kernel = coupled.PathsKept()
         if self.semantics == "summed":
             kernel = aligned.PathsSummed()
-            share = np.array([1 / math.sqrt(self.neighbors * _leading_to(every, p[3], p[4])) for p in every])
+            share = np.array([1 / math.sqrt(self.neighbors * _leading_to(every, *p.out)) for p in every])
             # The last matrix takes the scale, once, not every edge.
             weights = (*weights[:-1], weights[-1] * np.repeat(share, channels).astype(x.dtype))
 
@@ -145,7 +145,8 @@ class Convolution(nnx.Module):
         for (p, l), matrix in zip(self._targets(), self.mixing, strict=True):
             part = by_path[p][l]
             scale = 1 / math.sqrt(max(1, matrix.shape[0]) * self.neighbors)
-            blocks.append(part.reshape(*part.shape[:2], math.prod(part.shape[2:])) @ (matrix[...].astype(part.dtype) * scale))
+            flat = part.reshape(*part.shape[:2], math.prod(part.shape[2:]))
+            blocks.append(flat @ (matrix[...].astype(part.dtype) * scale))
         parities, orders, channels = self.layout_out.shape
         blocks[0], extra = blocks[0][..., :channels], blocks[0][:, 0, channels:]
         y = jnp.concatenate(blocks, axis=1).reshape(blocks[0].shape[0], parities, orders, channels)
@@ -160,8 +161,8 @@ def _given(_: tuple[()], __: Array, weights: Array) -> Array:
     return weights
 
 
-def _leading_to(every: tuple[paths.Path, ...], parity: int, degree: int) -> int:
-    return sum(path[3:] == (parity, degree) for path in every)
+def _leading_to(every: tuple[paths.Path, ...], degree: int, parity: int) -> int:
+    return sum(path.out == (degree, parity) for path in every)
 
 
 def _total(

@@ -46,13 +46,13 @@ def entries(product: paths.Product) -> tuple[Entry, ...]:
             groups, columns = [], []
             for p3 in range(product.parities_out):
                 for l3 in range(product.degree_out + 1):
-                    members = [i for i, p in enumerate(every) if p[:2] == (p1, l1) and p[3:] == (p3, l3)]
+                    members = [i for i, p in enumerate(every) if p.x == (l1, p1) and p.out == (l3, p3)]
                     if not members:
                         continue
                     groups.append(Group(members[0], len(members), p3, l3))
                     for i in members:
                         column = np.zeros(((product.degree_filter + 1) ** 2, 2 * l3 + 1, 2 * l1 + 1))
-                        l2 = every[i].degree_filter
+                        l2, _ = every[i].y
                         column[l2 * l2 : (l2 + 1) ** 2] = paths.coupling(every[i]).transpose(1, 2, 0)
                         columns.append(column)
             if groups:
@@ -101,7 +101,7 @@ class PathsKept(NamedTuple):
 
     def floats(self, product: paths.Product, channels: int) -> int:
         """Messages thrice, and the matrices."""
-        rows = sum(2 * path.degree_out + 1 for path in paths.of(product))
+        rows = sum(2 * path.out[0] + 1 for path in paths.of(product))
         return 3 * rows * channels + sum(entry.table.shape[1] for entry in entries(product))
 
 

@@ -1,21 +1,20 @@
-"""Paths of a product with spherical harmonics: which degrees and parities meet, and by which constants they couple."""
+"""Paths of a product of features: which degrees and parities meet, where they lead, by which constants they couple."""
 
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
+from equivariant import features
 from lie import check, wigner
 
 
 class Path(NamedTuple):
-    """Degree `degree_in` of parity `parity_in`, times harmonics of `degree_filter`, to `degree_out`, `parity_out`."""
+    """(degree, parity) of x, of y and of what comes out of their product."""
 
-    parity_in: int
-    degree_in: int
-    degree_filter: int
-    parity_out: int
-    degree_out: int
+    x: tuple[int, int]
+    y: tuple[int, int]
+    out: tuple[int, int]
 
 
 class Product(NamedTuple):
@@ -41,24 +40,33 @@ def product(
 
 
 @cache
-def of(product: Product) -> tuple[Path, ...]:
-    """All paths, sorted by what they go to, then by where they come from: e3nn-jax's order where parities are 1.
+def between(x: features.Layout, y: features.Layout, max_degree: int, parities: int = 1) -> tuple[Path, ...]:
+    """All paths from x and y to degrees <= max_degree; in the order of the weights.
 
-    Harmonics are true tensors, so degrees whose sum is even keep the parity and the others exchange it.
+    Degrees whose sum is even multiply parities, the others exchange the result's. Sorted by parity and degree of what
+    comes out, then by degree and parity of x, then of y: within one output e3nn's order. How many channels the layouts
+    have does not matter.
     """
     every = (
-        Path(p1, l1, l2, (p1 + l1 + l2 + l3) % 2, l3)
-        for p1 in range(product.parities_in)
-        for l1 in range(product.degree_in + 1)
-        for l2 in range(product.degree_filter + 1)
-        for l3 in range(abs(l1 - l2), min(l1 + l2, product.degree_out) + 1)
+        Path((l1, p1), (l2, p2), (l3, (p1 + p2 + l1 + l2 + l3) % 2))
+        for l1 in range(x.max_degree + 1)
+        for p1 in range(x.parities)
+        for l2 in range(y.max_degree + 1)
+        for p2 in range(y.parities)
+        for l3 in range(abs(l1 - l2), min(l1 + l2, max_degree) + 1)
     )
-    kept = (path for path in every if path.parity_out < product.parities_out)
-    return tuple(sorted(kept, key=lambda p: (p.parity_out, p.degree_out, p.parity_in, p.degree_in, p.degree_filter)))
+    return tuple(sorted((p for p in every if p.out[1] < parities), key=lambda p: (p.out[::-1], p.x, p.y)))
+
+
+@cache
+def of(product: Product) -> tuple[Path, ...]:
+    """The paths of a product with harmonics, which are true tensors, in the order of `between`."""
+    x = features.Layout(product.degree_in, 1, product.parities_in)
+    return between(x, features.Layout(product.degree_filter, 1), product.degree_out, product.parities_out)
 
 
 @cache
 def coupling(path: Path) -> np.ndarray:
     """√(2·l3 + 1) C[l1, l2, l3] in float64, (2·l1 + 1, 2·l2 + 1, 2·l3 + 1): e3nn's "component" normalisation."""
-    l1, l2, l3 = path.degree_in, path.degree_filter, path.degree_out
+    l1, l2, l3 = (degree for degree, _ in path)
     return np.sqrt(2 * l3 + 1) * wigner.clebsch_gordan(l1, l2, l3)

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float
 
-from equivariant import activation, egnn, features, tensor_product
+from equivariant import activation, egnn, features, paths
 from equivariant import graph as graphs
 from equivariant.features import Layout
 from lie import check
@@ -47,7 +47,7 @@ def balanced_channels(max_degree: int, attribute_degree: int, hidden: int) -> in
 
     The paper's "weight balanced" choice: 32 of degrees 0 and 1 for 64 hidden features, 20 of degrees 0, 1 and 2.
     """
-    found = tensor_product.paths(Layout(max_degree, 1), Layout(attribute_degree, 1), max_degree)
+    found = paths.between(Layout(max_degree, 1), Layout(attribute_degree, 1), max_degree)
     return math.isqrt(max(hidden**2 - 1, 0) // len(found)) + 1
 
 
@@ -127,7 +127,7 @@ class _Steered(nnx.Module):
     """x ⊗ a mixed over paths and channels, a bias on scalars; gated by scalars of its own. No axis of parities here."""
 
     def __init__(self, before: Layout, after: Layout, attribute_degree: int, gated: bool, rngs: nnx.Rngs) -> None:
-        found = tensor_product.paths(before, Layout(attribute_degree, 1), after.max_degree)
+        found = paths.between(before, Layout(attribute_degree, 1), after.max_degree)
         self.before, self.after, self.attribute_degree, self.gated = before, after, attribute_degree, gated
         self.weights, fan_in = nnx.List([]), []
         for l in range(after.max_degree + 1):
@@ -141,7 +141,7 @@ class _Steered(nnx.Module):
         return self.after.channels * (1 if degree or not self.gated else 1 + self.after.max_degree)
 
     def __call__(self, x: Array, a: Array) -> Array:
-        found = tensor_product.paths(self.before, Layout(self.attribute_degree, 1), self.after.max_degree)
+        found = paths.between(self.before, Layout(self.attribute_degree, 1), self.after.max_degree)
         blocks = []
         for l, weight in enumerate(self.weights):
             w = weight[...].astype(x.dtype)
@@ -172,8 +172,8 @@ class _FirstMessage(nnx.Module):
                 self.scalar.append(nnx.Param(_uniform(rngs, (scalars, columns), fan_in[p.out[0]])))
         self.bias = nnx.Param(_uniform(rngs, (inside.channels * (1 + inside.max_degree),), fan_in[0]))
 
-    def _paths(self) -> tuple[tensor_product.Path, ...]:
-        return tensor_product.paths(self.inside, Layout(self.attribute_degree, 1), self.inside.max_degree)
+    def _paths(self) -> tuple[paths.Path, ...]:
+        return paths.between(self.inside, Layout(self.attribute_degree, 1), self.inside.max_degree)
 
     def __call__(self, h: Array, s: Array, a: Array, exchange: Exchange) -> Array:
         found, scalar = self._paths(), iter(self.scalar)
@@ -194,9 +194,9 @@ class _FirstMessage(nnx.Module):
         return _finish(blocks, self.bias[...].astype(h.dtype), self.inside, True)
 
 
-def _steer(path: tensor_product.Path, x: Array, a: Array) -> Array:
+def _steer(path: paths.Path, x: Array, a: Array) -> Array:
     """√(2·l3 + 1) Σ_ij C[i, j, k] x_i a_j, (..., 2·l3 + 1, channels), term by term: few, and fused into one loop."""
-    table = tensor_product.coupling(path)
+    table = paths.coupling(path)
     first = path.y[0] ** 2
     rows = []
     for k in range(table.shape[2]):

@@ -9,7 +9,7 @@ parities to land in. In e3nn's terms: `full` is its tensor_product or, with weig
 import math
 from collections.abc import Callable, Mapping
 from functools import cache, partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,49 +17,17 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float
 
-from equivariant import features, linear
-from lie import check, wigner
+from equivariant import features, linear, paths
+from lie import check
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 Kind = Literal["full", "channelwise", "elementwise"]
 Weights = Literal["shared", "given", "none"]
 
 
-class Path(NamedTuple):
-    """Degree and parity of x, of y and of what comes out."""
-
-    x: tuple[int, int]
-    y: tuple[int, int]
-    out: tuple[int, int]
-
-
-@cache
-def paths(x: features.Layout, y: features.Layout, max_degree: int, parities: int = 1) -> tuple[Path, ...]:
-    """All paths from x and y to degrees <= max_degree; in the order of the weights.
-
-    Sorted by parity and degree of what comes out, then by degree and parity of x, then of y: within one output e3nn's
-    order. How many channels the layouts have does not matter.
-    """
-    every = (
-        Path((l1, p1), (l2, p2), (l3, (p1 + p2 + l1 + l2 + l3) % 2))
-        for l1 in range(x.max_degree + 1)
-        for p1 in range(x.parities)
-        for l2 in range(y.max_degree + 1)
-        for p2 in range(y.parities)
-        for l3 in range(abs(l1 - l2), min(l1 + l2, max_degree) + 1)
-    )
-    return tuple(sorted((p for p in every if p.out[1] < parities), key=lambda p: (p.out[::-1], p.x, p.y)))
-
-
-def slots(found: tuple[Path, ...]) -> int:
+def slots(found: tuple[paths.Path, ...]) -> int:
     """The largest number of paths that reach one degree and parity: kept paths fill so many times the channels."""
     return max((sum(p.out == q.out for p in found) for q in found), default=0)
-
-
-def coupling(path: Path) -> np.ndarray:
-    """√(2·l3 + 1) C[l1, l2, l3] in float64, (2·l1 + 1, 2·l2 + 1, 2·l3 + 1): "component" normalisation."""
-    l1, l2, l3 = (degree for degree, _ in path)
-    return np.sqrt(2 * l3 + 1) * wigner.clebsch_gordan(l1, l2, l3)
 
 
 def full(
@@ -156,7 +124,7 @@ class TensorProduct(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> None:
         x, y = features.layout(*x), features.layout(*y)
-        found = paths(x, y, features.layout(max_degree, 1, parities).max_degree, parities)
+        found = paths.between(x, y, features.layout(max_degree, 1, parities).max_degree, parities)
         if kind == "full":
             keep_paths = keep_paths or weights == "none"
             if (channels is None) != keep_paths or (keep_paths and weights != "none"):
@@ -226,7 +194,7 @@ def from_e3nn(
     mixing, _ = linear.from_e3nn(parameters, e3nn.tensor_product(*inputs), irreps_out, **keywords)
     x, y = (features.padded(irreps) for irreps in inputs)
     copies = [{(ir.l, 0 if ir.p == (-1) ** ir.l else 1): mul for mul, ir in irreps} for irreps in inputs]
-    found = paths(x, y, out.max_degree, out.parities)
+    found = paths.between(x, y, out.max_degree, out.parities)
     weight, taken = np.zeros((len(found), x.channels, y.channels, out.channels), mixing.dtype), {}
     for i, path in enumerate(found):
         u, v = copies[0].get(path.x, 0), copies[1].get(path.y, 0)
@@ -237,14 +205,16 @@ def from_e3nn(
     return jnp.asarray(weight)
 
 
-def _prepared(x: ArrayLike, y: ArrayLike, max_degree: int, parities: int) -> tuple[Array, Array, tuple[Path, ...]]:
+def _prepared(
+    x: ArrayLike, y: ArrayLike, max_degree: int, parities: int
+) -> tuple[Array, Array, tuple[paths.Path, ...]]:
     x, y, out = features.array("x", x), features.array("y", y), features.layout(max_degree, 1, parities)
     check.same_dtype(x=x, y=y)
     try:
         jnp.broadcast_shapes(x.shape[:-3], y.shape[:-3])
     except ValueError as error:
         raise ValueError(f"y: expected leading axes that broadcast with x {x.shape}, got {y.shape}") from error
-    return x, y, paths(features.of(x), features.of(y), out.max_degree, out.parities)
+    return x, y, paths.between(features.of(x), features.of(y), out.max_degree, out.parities)
 
 
 def _by_channel(weight: ArrayLike | None, x: ArrayLike, y: Array, max_degree: int, parities: int, keep: bool) -> Array:
@@ -257,11 +227,11 @@ def _by_channel(weight: ArrayLike | None, x: ArrayLike, y: Array, max_degree: in
     return _assembled(pieces, found, max_degree, parities, x.shape[-1] * (slots(found) if keep else 1), keep)
 
 
-def _coupled(x: Array, y: Array, found: tuple[Path, ...]) -> list[Array]:
+def _coupled(x: Array, y: Array, found: tuple[paths.Path, ...]) -> list[Array]:
     """u of each path, (*batch, 2·l3 + 1, channels)."""
     one = y.shape[-1] == 1
     key = (lambda p: p.x) if one else (lambda p: (p.x, p.y))
-    pieces: dict[Path, Array] = {}
+    pieces: dict[paths.Path, Array] = {}
     for group in dict.fromkeys(map(key, found)):
         members = tuple(p for p in found if key(p) == group)
         l1, p1 = members[0].x
@@ -275,7 +245,7 @@ def _coupled(x: Array, y: Array, found: tuple[Path, ...]) -> list[Array]:
             other = y[..., p2, l2 * l2 : (l2 + 1) ** 2, :]
             pairs = part[..., :, None, :] * other[..., None, :, :]
             pairs = pairs.reshape(*pairs.shape[:-3], -1, pairs.shape[-1])
-            table = np.concatenate([coupling(p) for p in members], axis=-1).reshape(pairs.shape[-2], -1)
+            table = np.concatenate([paths.coupling(p) for p in members], axis=-1).reshape(pairs.shape[-2], -1)
             u = jnp.matmul(table.T.astype(x.dtype), pairs, precision=_HIGHEST)
         start = 0
         for p in members:
@@ -285,19 +255,19 @@ def _coupled(x: Array, y: Array, found: tuple[Path, ...]) -> list[Array]:
 
 
 @cache
-def _table(members: tuple[Path, ...], parities: int, max_degree: int) -> np.ndarray:
+def _table(members: tuple[paths.Path, ...], parities: int, max_degree: int) -> np.ndarray:
     """(parities · orders of y, rows out, orders of x): the couplings of all paths that leave from one part of x."""
     blocks = []
     for p in members:
         (l1, _), (l2, p2), (l3, _) = p
         block = np.zeros((parities, (max_degree + 1) ** 2, 2 * l3 + 1, 2 * l1 + 1))
-        block[p2, l2 * l2 : (l2 + 1) ** 2] = coupling(p).transpose(1, 2, 0)
+        block[p2, l2 * l2 : (l2 + 1) ** 2] = paths.coupling(p).transpose(1, 2, 0)
         blocks.append(block.reshape(-1, *block.shape[2:]))
     return np.concatenate(blocks, axis=1)
 
 
 def _assembled(
-    pieces: list[Array], found: tuple[Path, ...], max_degree: int, parities: int, channels: int, keep: bool
+    pieces: list[Array], found: tuple[paths.Path, ...], max_degree: int, parities: int, channels: int, keep: bool
 ) -> Array:
     """Features whose rows are sums over the paths, or the paths side by side and zeros."""
     grouped: dict[tuple[int, int], list[Array]] = {}

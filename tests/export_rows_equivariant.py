@@ -31,13 +31,12 @@ HOST_ONLY = {
     "equivariant.features.on_irreps": "wraps a layer, computes nothing",
     **{f"equivariant.segnn.{name}": "makes functions or sizes, computes nothing" for name in ("all_pairs", "along")},
     "equivariant.segnn.balanced_channels": "a static size",
-    "equivariant.tensor_product.coupling": "a NumPy table of float64, made from static sizes",
     "equivariant.linear.from_e3nn": "arranges given weights in NumPy",
     "equivariant.symmetric_basis.": "generates tables in NumPy",
     "equivariant.sparse_polynomial.Polynomial.gradient": "rearranges a static list of terms",
     **{
         f"equivariant.tensor_product.{name}": "arranges given or static tables in NumPy"
-        for name in ("from_e3nn", "paths", "slots")
+        for name in ("from_e3nn", "slots")
     },
     "equivariant.ase_calculator.": "makes an object for ASE, which calls compiled programs from the host",
     "equivariant.atoms.parameter_count": "adds sizes",

@@ -30,8 +30,8 @@ def _written_out(product, x, graph, vectors, weights):
     """By path: Σ over edges of w · √(2·l3 + 1) C x Y, (nodes, orders, channels)."""
     Y, found = harmonics.evaluate(vectors, product.degree_filter), []
     for i, path in enumerate(paths.of(product)):
-        l1, l2 = path.degree_in, path.degree_filter
-        part = x[graph.senders, path.parity_in, l1 * l1 : (l1 + 1) ** 2]
+        (l1, p1), (l2, _), _ = path
+        part = x[graph.senders, p1, l1 * l1 : (l1 + 1) ** 2]
         C = paths.coupling(path).astype(x.dtype)
         message = jnp.einsum("abc,eaf,eb->ecf", C, part, Y[:, l2 * l2 : (l2 + 1) ** 2], precision="highest")
         found.append(graphs.sum_edges(graph, message * weights[:, i, None]))
@@ -41,8 +41,8 @@ def _written_out(product, x, graph, vectors, weights):
 def _written_out_sum(product, x, graph, vectors, weights):
     total = jnp.zeros((NODES, product.parities_out, (product.degree_out + 1) ** 2, CHANNELS), x.dtype)
     for path, part in zip(paths.of(product), _written_out(product, x, graph, vectors, weights), strict=True):
-        l3 = path.degree_out
-        total = total.at[:, path.parity_out, l3 * l3 : (l3 + 1) ** 2].add(part)
+        l3, p3 = path.out
+        total = total.at[:, p3, l3 * l3 : (l3 + 1) ** 2].add(part)
     return total
 
 
@@ -51,9 +51,9 @@ def _kept(product, x, graph, vectors, weights, **options):
     taken: dict = {}
     found = []
     for path in paths.of(product):
-        target = path.parity_out, path.degree_out
-        found.append(by_target[target[0]][target[1]][:, :, taken.get(target, 0)])
-        taken[target] = taken.get(target, 0) + 1
+        l3, p3 = path.out
+        found.append(by_target[p3][l3][:, :, taken.get(path.out, 0)])
+        taken[path.out] = taken.get(path.out, 0) + 1
     return found
 
 

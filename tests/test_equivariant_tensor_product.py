@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from equivariant import features, tensor_product
+from equivariant import features, paths, tensor_product
 from equivariant.features import Layout
 from equivariant.tensor_product import TensorProduct
 from lie import so3
@@ -137,8 +137,8 @@ def test_leading_axes_broadcast():
 
 
 def test_paths_of_three_degrees_are_the_published_number():
-    assert len(tensor_product.paths(Layout(3, 1), Layout(3, 1), 3)) == 23
-    assert tensor_product.slots(tensor_product.paths(Layout(3, 1), Layout(3, 1), 3)) == 7
+    assert len(paths.between(Layout(3, 1), Layout(3, 1), 3)) == 23
+    assert tensor_product.slots(paths.between(Layout(3, 1), Layout(3, 1), 3)) == 7
 
 
 @pytest.mark.parametrize(
