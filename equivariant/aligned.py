@@ -12,8 +12,10 @@ Rows of aligned features are sorted by |m|, then sign of m, then degree. A pseud
 multiplied by (1, −1), m > 0: then odd paths, which take m to −m, act like even ones.
 """
 
-from functools import cache, partial
-from typing import NamedTuple
+import operator
+from collections.abc import Iterable
+from functools import cache, partial, reduce
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -107,7 +109,7 @@ class PathsSummed(NamedTuple):
         top = min(product.degree_in, product.degree_out)
         into = turn(product.degree_in, top, product.parities_in, vectors)
         out = turn(product.degree_out, top, product.parities_out, vectors)
-        h = _expand(product, _present(product, vectors, W))
+        h = _matrices(product, _present(product, vectors, W))
         return (_turned(out.backward, _mix(product, h, _turned(into.forward, X))),)
 
     def cotangents(
@@ -121,10 +123,10 @@ class PathsSummed(NamedTuple):
         inner_in, inner_out = len(rows(product.degree_in, top)), len(rows(product.degree_out, top))
         x, y = _turned(into.forward, X), _turned(out.forward, Y[0])
         x_inner, y_inner = x[:, :, :inner_in], y[:, :, :inner_out]
-        h = _expand(product, _present(product, vectors, W))
+        h = _matrices(product, _present(product, vectors, W))
         T = _mix(product, h, x_inner)
         x_bar = _mix_back(product, h, y_inner)
-        W_bar = _present(product, vectors, _collapse(product, _outer(product, x_inner, y_inner)))
+        W_bar = _present(product, vectors, cast(Array, _collapse(product, _outer(product, x_inner, y_inner))))
         X_bar = _turned(into.backward[..., :inner_in], x_bar)
         # Turning the frame by ω moves the message by Dᵀ(−ωG T + h ωG x): the torque on the edge.
         torque = _torque(product.degree_out, T, y, sign=-1) + _torque(product.degree_in, x, x_bar, sign=1)
@@ -221,16 +223,23 @@ def _collapse(product: paths.Product, matrices: tuple[Array, ...]) -> Array:
             for j, terms in enumerate(row):
                 for path, value in terms:
                     found.setdefault(path, []).append(matrix[:, i, j] * np.asarray(value, matrix.dtype))
-    return jnp.stack([sum(found[path][1:], found[path][0]) for path in range(len(paths.of(product)))], axis=1)
+    return jnp.stack([_sum(found[path]) for path in range(len(paths.of(product)))], axis=1)
 
 
 _expand.defvjp(lambda product, W: (_expand(product, W), None), lambda product, _, h: (_collapse(product, h),))
 _collapse.defvjp(lambda product, h: (_collapse(product, h), None), lambda product, _, W: (_expand(product, W),))
 
 
+def _matrices(product: paths.Product, W: Array) -> tuple[Array, ...]:
+    return cast(tuple[Array, ...], _expand(product, W))  # a custom_vjp has no type of its own
+
+
 def _weighted(W: Array, terms) -> Array:
-    parts = [W[:, path] * np.asarray(value, W.dtype) for path, value in terms]
-    return sum(parts[1:], parts[0])
+    return _sum(W[:, path] * np.asarray(value, W.dtype) for path, value in terms)
+
+
+def _sum(parts: Iterable[Array]) -> Array:
+    return reduce(operator.add, parts)
 
 
 def _mix(product: paths.Product, h: tuple[Array, ...], x: Array) -> Array:
@@ -238,7 +247,7 @@ def _mix(product: paths.Product, h: tuple[Array, ...], x: Array) -> Array:
     pieces = []
     for order, matrix in zip(_orders(product), h, strict=True):
         part = _part(x, order.parities_in, order.rows_in, order.signs)
-        T = sum(matrix[:, None, :, j] * part[:, :, j, None] for j in range(part.shape[2]))
+        T = _sum(matrix[:, None, :, j] * part[:, :, j, None] for j in range(part.shape[2]))
         pieces.append(_whole(T, order.parities_out, order.signs))
     return _assembled(product.parities_out, _orders(product), pieces)
 
@@ -247,7 +256,7 @@ def _mix_back(product: paths.Product, h: tuple[Array, ...], y: Array) -> Array:
     pieces = []
     for order, matrix in zip(_orders(product), h, strict=True):
         part = _part(y, order.parities_out, order.rows_out, order.signs)
-        x = sum(matrix[:, None, j] * part[:, :, j, None] for j in range(part.shape[2]))
+        x = _sum(matrix[:, None, j] * part[:, :, j, None] for j in range(part.shape[2]))
         pieces.append(_whole(x, order.parities_in, order.signs))
     return _assembled(product.parities_in, _orders(product), pieces)
 
@@ -257,7 +266,7 @@ def _outer(product: paths.Product, x: Array, y: Array) -> tuple[Array, ...]:
     for order in _orders(product):
         into = _part(x, order.parities_in, order.rows_in, order.signs)
         out = _part(y, order.parities_out, order.rows_out, order.signs)
-        found.append(sum(out[:, s, :, None] * into[:, s, None] for s in range(order.signs)))
+        found.append(_sum(out[:, s, :, None] * into[:, s, None] for s in range(order.signs)))
     return tuple(found)
 
 

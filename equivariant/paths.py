@@ -31,12 +31,17 @@ def product(
     degree_in: int, degree_filter: int, degree_out: int, parities_in: int = 1, parities_out: int = 1
 ) -> Product:
     """A checked Product: TypeError for what is no int, ValueError for a negative degree or other than 1, 2 parities."""
-    names = ("degree_in", "degree_filter", "degree_out")
-    checked = [check.degree(n, d) for n, d in zip(names, (degree_in, degree_filter, degree_out), strict=True)]
+    found = Product(
+        check.degree("degree_in", degree_in),
+        check.degree("degree_filter", degree_filter),
+        check.degree("degree_out", degree_out),
+        parities_in,
+        parities_out,
+    )
     for name, parities in (("parities_in", parities_in), ("parities_out", parities_out)):
         if parities not in (1, 2):
             raise ValueError(f"{name}: expected 1 (true tensors) or 2 (true and pseudo), got {parities!r}")
-    return Product(*checked, parities_in, parities_out)
+    return found
 
 
 @cache
