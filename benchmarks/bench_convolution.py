@@ -51,13 +51,14 @@ def _with_radial(options: harness.Options, e3nn_jax: Any, max_degree: int) -> It
     sizes = (BASIS, *HIDDEN, count * CHANNELS)
     parameters = tuple(_normal(7 + i, *shape) for i, shape in enumerate(itertools.pairwise(sizes)))
     embedding = _normal(5, MANY, BASIS)
-    layer = convolution.Convolution(
-        max_degree, max_degree, CHANNELS, embedding=BASIS, semantics="summed", hidden=HIDDEN, rngs=nnx.Rngs(0)
+    structure, state = nnx.split(
+        convolution.Convolution(
+            max_degree, max_degree, CHANNELS, embedding=BASIS, semantics="summed", hidden=HIDDEN, rngs=nnx.Rngs(0)
+        )
     )
 
     def ours(x, v, parameters):
-        for kernel, value in zip(layer.radial.kernels, parameters, strict=True):
-            kernel[...] = value
+        layer = nnx.merge(structure, jax.tree.unflatten(jax.tree.structure(state), parameters))  # has no others
         return layer(x, graph, v, embedding)
 
     peers, peer_arguments = _peers(e3nn_jax, max_degree, x, graph)
