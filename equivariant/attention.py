@@ -80,8 +80,8 @@ class Attention(nnx.Module):
 
     q_i = W x_i, k_ij = Σ_paths w_path(r_ij) x_j ⊗ Y(r_ij) and v_ij likewise, all mixed over channels first; α_ij =
     softmax_j of q_i·k_ij/√(entries) head by head, an inner product over all degrees and the head's channels; out comes
-    W' Σ_j α_ij v_ij. Only the keys are ever held for each edge: α enters the weights of the convolution that makes and
-    sums the values (`convolution.summed`). Source: Fuchs et al. 2020, eq. 10-12.
+    W' Σ_j α_ij v_ij. Keys and the weights of paths are held for each edge, values are not: α enters the weights of the
+    convolution that makes and sums them (`convolution.summed`). Source: Fuchs et al. 2020, eq. 10-12.
 
     x (nodes, parities, (max_degree_in + 1)², channels), vectors (edges, 3) as `graph.vectors` gives them, embedding
     (edges, embedding) invariants of the edges, envelope (edges,) >= 0 that ends at the cutoff, or None. Commutes with

@@ -177,12 +177,9 @@ def _total(
     block_edges: int | None,
 ) -> tuple[Array, ...]:
     receivers = jnp.where(graph.edge_mask, graph.receivers, x.shape[0])
-    if vectors.shape[0] == 0:  # one edge that does not count: the same shapes out
-        vectors, edge_data = (jnp.zeros((1, *a.shape[1:]), a.dtype) for a in (vectors, edge_data))
-        receivers, senders = jnp.full((1,), x.shape[0], jnp.int32), jnp.zeros((1,), jnp.int32)
-    else:
-        senders = graph.senders
-    return edge_blocks.total(kernel, product, weigh, x, vectors, edge_data, parameters, senders, receivers, block_edges)
+    return edge_blocks.total(
+        kernel, product, weigh, x, vectors, edge_data, parameters, graph.senders, receivers, block_edges
+    )
 
 
 def _checked(product, x, graph, vectors, per_edge, name="weights") -> tuple[Array, Array, Array]:
