@@ -1,0 +1,89 @@
+"""What a command line asks of a run: the engine's options and the experiment's config, from one flat set of flags."""
+
+import os
+import re
+from dataclasses import dataclass, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import tyro
+
+from experiments.engine import dataset, exits, experiment, files, table
+from experiments.engine import run as engine
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the engine; those of the experiment follow."""
+
+    preset: experiment.Preset = "cpu"
+    """smoke: seconds, for tests. cpu: minutes on 2 cores. paper: the published protocol."""
+    seeds: str = "0"
+    """One seed, or a range first:end without its end, as in 0:5; all run in one program."""
+    runs: Path = Path("runs")
+    """Where run folders go: runs/NAME/PRESET-HASH."""
+    run: Path | None = None
+    """This run folder instead; refused if it holds a run of another config."""
+    data: Path | None = None
+    """Folder of data files; default: the environment variable HAAR_DATA."""
+    fresh: bool = False
+    """Start again; what the folder held is moved into its old/."""
+
+
+def parse(chosen: experiment.Experiment, arguments: list[str], program: str) -> tuple[Options, Any]:
+    """Engine options and config from one flat set of flags; the preset decides the config's defaults."""
+    preset = _preset(arguments)
+    config_class = Annotated[chosen.module.Config, tyro.conf.arg(name="")]
+    both = make_dataclass("Run", [("options", Annotated[Options, tyro.conf.arg(name="")]), ("config", config_class)])
+    try:
+        default = both(Options(preset=preset), chosen.preset(preset))  # type: ignore[arg-type]
+    except KeyError:
+        default = both(Options(), chosen.preset("cpu"))  # tyro refuses the preset's name itself
+    parsed = tyro.cli(both, default=default, args=arguments, prog=program, description=chosen.claim)
+    return parsed.options, parsed.config
+
+
+def carry_out(chosen: experiment.Experiment, options: Options, config: Any) -> Path:
+    """Runs what was asked, or goes on with it; shows its table and returns its folder."""
+    keep_compilations()
+    request = engine.Request(
+        options.preset, seeds(options.seeds), options.runs, options.run, _data_folder(options.data), options.fresh
+    )
+    folder = engine.run(chosen, config, request)
+    table.show(files.read_json(folder / "result.json"))
+    print(f"figure: {folder / 'figures' / (chosen.name + '.png')}\nrecord: {folder / 'result.json'}")
+    return folder
+
+
+def seeds(text: str) -> tuple[int, ...]:
+    """'3' -> (3,); '0:5' -> (0, 1, 2, 3, 4). Refused for anything else."""
+    if match := re.fullmatch(r"(\d+)(?::(\d+))?", text):
+        first, end = int(match[1]), int(match[2]) if match[2] else int(match[1]) + 1
+        if first < end:
+            return tuple(range(first, end))
+    raise exits.Refused(f"--seeds {text}: expected one seed, as 3, or a range first:end, as 0:5")
+
+
+def keep_compilations() -> None:
+    """JAX's persistent compilation cache in haar's cache folder, unless the user has chosen one."""
+    if not getattr(jax.config, "jax_compilation_cache_dir", None):
+        jax.config.update("jax_compilation_cache_dir", str(dataset.cache_folder() / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _preset(arguments: list[str]) -> str:
+    for i, argument in enumerate(arguments):
+        if argument == "--preset" and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if argument.startswith("--preset="):
+            return argument.removeprefix("--preset=")
+    return "cpu"
+
+
+def _data_folder(given: Path | None) -> Path | None:
+    folder = given or (Path(os.environ["HAAR_DATA"]) if os.environ.get("HAAR_DATA") else None)
+    if folder is not None and not folder.is_dir():
+        raise exits.Refused(f"the data folder {folder} does not exist ({'--data' if given else 'HAAR_DATA'})")
+    return folder
