@@ -29,6 +29,17 @@ from experiments.engine.experiment import Result, Row
 from experiments.readers import molecules
 from lie import so3
 
+BIBTEX = r"""
+@article{batatia2022design,
+  title = {The Design Space of E(3)-Equivariant Atom-Centered Interatomic Potentials},
+  author = {Batatia, Ilyes and Batzner, Simon and Kov{\'a}cs, D{\'a}vid P{\'e}ter and Musaelian, Albert and
+    Simm, Gregor N. C. and Drautz, Ralf and Ortner, Christoph and Kozinsky, Boris and Cs{\'a}nyi, G{\'a}bor},
+  journal = {arXiv preprint},
+  year = {2022},
+  eprint = {2205.06643},
+  archiveprefix = {arXiv},
+}
+"""
 FILES = {"train": "train_300K", "300k": "test_MD_300K", "600k": "test_MD_600K"}
 TRAIN = 450  # of the 500 frames; the others validate
 PUBLISHED = {  # energy in meV, force in meV/Å: test at 300 K, at 600 K; quoted from memory

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from experiments.engine import checkpoint, cli, exits, experiment, files, identity, record, run, table
+from experiments.engine import checkpoint, cli, exits, experiment, files, identity, record, results, run, table
 from experiments.engine.experiment import Experiment, Result, Row
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -321,10 +321,10 @@ def test_generated_pages_follow_from_the_records():
 
 
 def test_verdict_is_computed_from_the_gate():
-    row = {"gate": [None, 1.0], "ours": [0.5, 2.0], "passed": 1}
-    assert table.verdict(row) == "FAIL (1 of 2 seeds inside)"
-    assert table.verdict(row | {"passed": 2}) == "pass"
-    assert table.verdict(row | {"gate": None}) == ""
+    line = results.Line("x", (0.5, 2.0), None, "", "", -np.inf, 1.0)
+    assert line.verdict == "FAIL (1 of 2 seeds inside)"
+    assert dataclasses.replace(line, high=2.0).verdict == "pass"
+    assert dataclasses.replace(line, high=np.inf).verdict == ""
 
 
 def _command(folder: Path) -> list[str]:

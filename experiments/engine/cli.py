@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from experiments.engine import exits, experiment, files, options, record, style, table
+from experiments.engine import exits, experiment, files, options, record, report, style, table
 from experiments.engine import run as engine
 
 _USAGE = """usage: python -m experiments COMMAND
@@ -11,6 +11,7 @@ _USAGE = """usage: python -m experiments COMMAND
   list                        every experiment, its paper and its claim
   run NAME [options]          run one, or go on with it; `run NAME --help` shows every option
   reproduce [NAME ...]        run all or some, keep their records in docs/results, rebuild the tables
+  report [options]            one HTML page of all kept records, with CSV and BibTeX
   figure FOLDER               draw the figure of a run again, from its metrics alone
 
 examples:
@@ -48,7 +49,7 @@ def _main(arguments: list[str]) -> int:
         print(_USAGE, end="")
         return exits.FINISHED if arguments else exits.REFUSED
     command, rest = arguments[0], arguments[1:]
-    commands = {"list": _list, "run": _run, "reproduce": _reproduce, "figure": _figure}
+    commands = {"list": _list, "run": _run, "reproduce": _reproduce, "report": report.command, "figure": _figure}
     if command not in commands:
         raise exits.Refused(f"no command is called {command!r}; there are: {', '.join(commands)}")
     commands[command](rest)

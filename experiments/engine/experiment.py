@@ -8,6 +8,7 @@
     done(config, state) -> bool
     result(config, metrics, state[, data]) -> Result     one seed; metrics[name] has one entry per block
     figure(metrics) -> Figure       metrics[name] is (seeds, blocks, ...): redrawn without training
+    BIBTEX                          the paper's BibTeX entry, a string, for the report
 """
 
 import dataclasses
@@ -64,6 +65,11 @@ class Experiment:
         """The first line of the module: paper, claim, number."""
         return (self.module.__doc__ or "").strip().splitlines()[0]
 
+    @property
+    def bibtex(self) -> str:
+        """The BibTeX entry of the paper; '' if the module gives none."""
+        return getattr(self.module, "BIBTEX", "").strip()
+
     def preset(self, name: str) -> Any:
         return self.module.PRESETS[name]
 
@@ -92,3 +98,8 @@ def load(name: str) -> Experiment:
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"
         raise Refused(f"no experiment is called {name!r}; {hint}")
     return Experiment(name, importlib.import_module(f"experiments.{known[name]}"))
+
+
+def paper(name: str) -> str:
+    """What the claim of `name` says before its colon, 'Author et al. 2021, Table 2'; '' if it is not registered."""
+    return load(name).claim.partition(":")[0] if name in names() else ""

@@ -1,5 +1,6 @@
 """Records as tables: on the terminal, in docs/results.md and in the README; a verdict is computed, never typed."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,84 +9,84 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.engine import experiment as registry
-from experiments.engine import files
+from experiments.engine import results
+from experiments.engine.exits import Refused
 
-_COLUMNS = ("result", "ours", "published", "gate", "verdict")
-_CERTAINTY = {
+COLUMNS = ("result", "ours", "published", "gate", "verdict")
+CERTAINTY = {
     "verified": "verified",
     "memory": "quoted from memory",
     "analytic": "analytic",
     "calibrated": "calibrated by us",
     "": "",
 }
+_RUN_COLUMNS = ("preset, seeds", "minutes", "device", "commit")
 _BEGIN, _END = "<!-- results: begin -->", "<!-- results: end -->"
 
 
 def show(record: dict[str, Any]) -> None:
     """Prints the table of one run."""
     table = Table(title=f"{record['experiment']}, preset {record['preset']}, seeds {record['seeds']}")
-    for column in _COLUMNS:
+    for column in COLUMNS:
         table.add_column(column)
     for row in record["rows"]:
-        table.add_row(*_cells(row))
+        table.add_row(*cells(results.line(row)))
     Console().print(table)
 
 
-def verdict(row: dict[str, Any]) -> str:
-    """'pass' if every seed lies inside the gate, else how many do; '' where there is no gate."""
-    if row["gate"] is None:
-        return ""
-    inside, seeds = row["passed"], len(row["ours"])
-    return "pass" if inside == seeds else f"FAIL ({inside} of {seeds} seeds inside)"
-
-
-def markdown(records: Sequence[dict[str, Any]], missing: Sequence[str]) -> str:
-    """All records as one Markdown table, and the results that were not run."""
-    lines = [
-        "| experiment | result | ours | published | gate | verdict | preset, seeds | minutes | device | commit |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for record in records:
-        device = f"{record['device']['count']} x {record['device']['kind']}"
-        run = (
-            f"{record['preset']}, {len(record['seeds'])} | {record['minutes']:.1f} | {device} | {record['commit'][:8]}"
-        )
-        for row in record["rows"]:
-            name, ours, published, gate, passed = (cell.replace("|", "\\|") for cell in _cells(row))
-            lines.append(f"| {record['experiment']} | {name} | {ours} | {published} | {gate} | {passed} | {run} |")
-    lines += [f"| {name} | not run | | | | | | | | |" for name in missing]
+def markdown(kept: Sequence[results.Kept], missing: Sequence[str]) -> str:
+    """All records as one Markdown table, and what was not run; a run's own cells stand in its first row."""
+    header = ("experiment", "paper", *COLUMNS, *_RUN_COLUMNS)
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    for record in kept:
+        run = [f"{record.preset}, {len(record.content['seeds'])}", f"{record.content['minutes']:.1f}"]
+        run += [record.device, record.content["commit"][:8]]
+        paper = registry.paper(record.name)
+        for line in record.lines:
+            row = [record.name, paper, *cells(line), *run]
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
+            paper, run = "", [""] * len(run)
+    for name in missing:
+        lines.append(f"| {name} | {registry.paper(name)} | not run |" + " |" * (len(header) - 3))
     return "\n".join(lines) + "\n"
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
-    """The committed records docs/results/<name>/<preset>.json, by name, longest preset last."""
-    order = ("smoke", "cpu", "paper")
-    paths = sorted(folder.glob("*/*.json"), key=lambda path: (path.parent.name, order.index(path.stem)))
-    return [files.read_json(path) for path in paths]
+def summary(kept: Sequence[results.Kept], missing: Sequence[str]) -> str:
+    """Markdown of a folder of records, headed."""
+    return (
+        "# Results\n\nRebuilt from the records in `results/` by "
+        "`python -m experiments reproduce`; nothing here is typed by hand.\n\n" + markdown(kept, missing)
+    )
 
 
 def pages(root: Path) -> dict[Path, str]:
     """The generated pages, README.md and docs/results.md, as they follow from the committed records."""
-    found = records(root / "docs" / "results")
-    missing = sorted(set(registry.names()) - {record["experiment"] for record in found})
-    body = markdown(found, missing)
+    kept = results.read(root / "docs" / "results")
+    missing = results.not_run(kept)
     readme = (root / "README.md").read_text()
+    if readme.count(_BEGIN) != 1 or readme.count(_END) != 1:
+        raise Refused(f"{root / 'README.md'}: expected one {_BEGIN} and one {_END}, between which the table goes")
     head, rest = readme.split(_BEGIN)
     _, tail = rest.split(_END)
     return {
-        root / "README.md": f"{head}{_BEGIN}\n{body}{_END}{tail}",
-        root / "docs" / "results.md": "# Results\n\nRebuilt from the records in `results/` by "
-        "`python -m experiments reproduce`; nothing here is typed by hand.\n\n" + body,
+        root / "README.md": f"{head}{_BEGIN}\n{markdown(kept, missing)}{_END}{tail}",
+        root / "docs" / "results.md": summary(kept, missing),
     }
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, str, str, str, str]:
-    ours = f"{row['mean']:.4g}" + (f" ± {row['sd']:.2g}" if row["sd"] is not None else "")
-    published = (
-        "" if row["published"] is None else f"{row['published']:.4g} ({_CERTAINTY[row['certainty']]}: {row['source']})"
-    )
-    gate = ""
-    if row["gate"] is not None:
-        low, high = row["gate"]
-        gate = f"<= {high:.4g}" if low is None else f">= {low:.4g}" if high is None else f"{low:.4g} to {high:.4g}"
-    return row["name"], ours, published, gate, verdict(row)
+def cells(line: results.Line) -> tuple[str, str, str, str, str]:
+    """What the columns `COLUMNS` say of one number."""
+    ours = f"{line.mean:.4g}" + (f" ± {line.spread:.2g}" if line.spread is not None else "")
+    published = ""
+    if line.published is not None:
+        published = f"{line.published:.4g} ({CERTAINTY.get(line.certainty, line.certainty)}: {line.source})"
+    return line.name, ours, published, gate(line), line.verdict
+
+
+def gate(line: results.Line) -> str:
+    """The interval in which every seed must lie."""
+    if not line.gated:
+        return ""
+    if math.isinf(line.low):
+        return f"<= {line.high:.4g}"
+    return f">= {line.low:.4g}" if math.isinf(line.high) else f"{line.low:.4g} to {line.high:.4g}"
