@@ -55,12 +55,13 @@ def _calculator_class() -> type:
 
         def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
             super().calculate(atoms, properties, system_changes)
-            species = _species(self.atoms.numbers, self.numbers)
-            periodic = tuple(bool(axis) for axis in self.atoms.pbc)
-            cell = self.atoms.cell.complete().array
+            structure: Any = self.atoms  # ASE's annotation is None, from the attribute's first value
+            species = _species(structure.numbers, self.numbers)
+            periodic = tuple(bool(axis) for axis in structure.pbc)
+            cell = structure.cell.complete().array
             reach = np.floor(self.cutoff * np.linalg.norm(np.linalg.inv(cell), axis=0) + 0.5)
             images = tuple(int(k) if axis else 0 for k, axis in zip(reach, periodic, strict=True))
-            x, box = jnp.asarray(self.atoms.positions, self.dtype), jnp.asarray(cell, self.dtype)
+            x, box = jnp.asarray(structure.positions, self.dtype), jnp.asarray(cell, self.dtype)
             search = partial(graphs.radius_graph, x, self.cutoff, box if any(periodic) else None, periodic=periodic)
             out, overflow = self._run(x, box, species, periodic, images)
             if overflow:  # one search on the host says how much room is needed; then one compilation

@@ -92,7 +92,7 @@ class PathsKept(NamedTuple):
                 weighted.append(y * W[:, group.start : group.start + group.count, None])
             z = jnp.concatenate([w.reshape(w.shape[0], -1, w.shape[-1]) for w in weighted], axis=1)
             degree = entry.rows.stop - entry.rows.start >> 1
-            X_bar[entry.parity][degree] = jnp.einsum("brm,brc->bmc", M, z, precision=_HIGHEST)
+            X_bar[entry.parity][degree] = jnp.matmul(_transposed(entry, filters), z, precision=_HIGHEST)
             M_bar = jnp.einsum("brc,bmc->brm", z, part_in, precision=_HIGHEST).reshape(X.shape[0], -1)
             filters_bar += jnp.matmul(M_bar, entry.table.T.astype(M_bar.dtype), precision=_HIGHEST)
         (vectors_bar,) = pull(filters_bar)
@@ -127,6 +127,14 @@ def _rows(product: paths.Product) -> list[slice]:
 def _matrix(entry: Entry, Y: Array) -> Array:
     orders = entry.rows.stop - entry.rows.start
     return jnp.matmul(Y, entry.table.astype(Y.dtype), precision=_HIGHEST).reshape(Y.shape[0], -1, orders)
+
+
+def _transposed(entry: Entry, Y: Array) -> Array:
+    """The transpose of `_matrix`, made from Y too: a transposed operand takes a batched product 2 to 10 times as long."""
+    orders = entry.rows.stop - entry.rows.start
+    table = entry.table.reshape(entry.table.shape[0], -1, orders).swapaxes(1, 2)
+    flat = jnp.matmul(Y, table.reshape(table.shape[0], -1).astype(Y.dtype), precision=_HIGHEST)
+    return flat.reshape(Y.shape[0], orders, -1)
 
 
 def _groups(entry: Entry, u: Array) -> list[Array]:
