@@ -5,6 +5,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -176,11 +177,11 @@ def test_full_disk_at_the_start_is_refused(tmp_path, monkeypatch):
 def test_full_disk_later_does_not_stop_training_but_is_reported(tmp_path, monkeypatch, capsys):
     good, calls = checkpoint.Checkpoints.save, []
 
-    def sometimes_full(self, step, state):
+    def sometimes_full(self, step, *rest):
         calls.append(step)
         if step in (4, 5):
             raise exits.NotSaved("no space left")
-        good(self, step, state)
+        good(self, step, *rest)
 
     monkeypatch.setattr(checkpoint.Checkpoints, "save", sometimes_full)
     folder = run.run(_toy(), ToyConfig(), _request(tmp_path))
@@ -188,7 +189,7 @@ def test_full_disk_later_does_not_stop_training_but_is_reported(tmp_path, monkey
     assert capsys.readouterr().out.count("warning: no space left; training goes on") == 2
 
     monkeypatch.setattr(
-        checkpoint.Checkpoints, "save", lambda self, step, state: (_ for _ in ()).throw(exits.NotSaved("full"))
+        checkpoint.Checkpoints, "save", lambda *arguments: (_ for _ in ()).throw(exits.NotSaved("full"))
     )
     with pytest.raises(exits.NotSaved, match="full"):
         run.run(_toy(), ToyConfig(), _request(tmp_path / "other"))
@@ -202,11 +203,11 @@ def test_nan_is_never_saved(tmp_path):
     with pytest.raises(FloatingPointError, match=r"NaN in \.weights after block 6"):
         run.run(_toy(advance=diverging), ToyConfig(), _request(tmp_path))
     (folder,) = (tmp_path / "toy").iterdir()
-    step, state, _ = checkpoint.Checkpoints(folder / "checkpoints").restore(
+    restored = checkpoint.Checkpoints(folder / "checkpoints").restore(
         jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), _toy().module.init(ToyConfig(), jax.random.key(0)))
     )
-    assert step == 5
-    assert bool(jnp.isfinite(state.weights).all())
+    assert restored.step == 5
+    assert bool(jnp.isfinite(restored.state.weights).all())
 
 
 def _big_state(seed: int):
@@ -224,23 +225,28 @@ def _same(a, b) -> bool:
 def test_damaged_checkpoint_is_never_loaded_in_silence(tmp_path):
     """One byte flipped in every file of the newest step: the older step is restored, or the newest was not hurt."""
     states = {1: _big_state(1), 2: _big_state(2)}
-    store = checkpoint.Checkpoints(tmp_path)
+    store = checkpoint.Checkpoints(tmp_path / "good")
     for step, state in states.items():
         store.save(step, state)
     store.close()
     damaged = 0
-    for path in sorted(path for path in (tmp_path / "2").rglob("*") if path.is_file() and path.stat().st_size):
+    for path in sorted(path for path in (tmp_path / "good" / "2").rglob("*") if path.is_file()):
+        shutil.rmtree(tmp_path / "bad", ignore_errors=True)
+        shutil.copytree(tmp_path / "good", tmp_path / "bad")
         content = path.read_bytes()
         middle = len(content) // 2
-        path.write_bytes(content[:middle] + bytes([content[middle] ^ 0x10]) + content[middle + 1 :])
-        store = checkpoint.Checkpoints(tmp_path)
-        step, state, warnings = store.restore(_big_state(0))
-        store.close()
+        flipped = content[:middle] + bytes(byte ^ 0x10 for byte in content[middle : middle + 1]) + content[middle + 1 :]
+        (tmp_path / "bad" / path.relative_to(tmp_path / "good")).write_bytes(flipped)
+        store = checkpoint.Checkpoints(tmp_path / "bad")
+        step, state, warnings, _ = store.restore(_big_state(0))
         assert step in states
         assert _same(state, states[step])
         assert bool(warnings) == (step == 1)
-        damaged += step == 1
-        path.write_bytes(content)
+        if step == 1:  # the number of the damaged step can be saved again
+            damaged += 1
+            store.save(2, states[2])
+            assert store.restore(_big_state(0)).step == 2
+        store.close()
     assert damaged > 0
 
 
@@ -248,9 +254,11 @@ def test_checkpoint_of_another_shape_is_refused(tmp_path):
     store = checkpoint.Checkpoints(tmp_path)
     store.save(1, {"w": jnp.zeros((3, 4), jnp.float32)})
     for other in (jnp.zeros((4, 3), jnp.float32), jnp.zeros((3, 4), jnp.float16)):
-        step, _, warnings = store.restore({"w": other})
-        assert step == 0
-        assert "damaged" in warnings[0]
+        with pytest.raises(exits.Refused, match=r"1: w is float32 of shape \[3, 4\], this code expects float"):
+            store.restore({"w": other})
+    with pytest.raises(exits.Refused, match=r"1: v is absent, this code expects float32"):
+        store.restore({"w": jnp.zeros((3, 4), jnp.float32), "v": jnp.zeros(3, jnp.float32)})
+    assert store.restore({"w": jnp.ones((3, 4), jnp.float32)}).step == 1
 
 
 def test_torn_last_line_is_skipped_and_closed(tmp_path):

@@ -33,8 +33,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 def read_json(path: Path) -> Any:
     """The content of `path`; Refused if it is damaged."""
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or not even text
         raise Refused(f"{path} is damaged ({error}); move its folder away or give --fresh") from error
 
 
@@ -62,15 +62,28 @@ class Lines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._waiting: list[bytes] = []
 
     def append(self, value: dict[str, Any]) -> None:
-        """One line, flushed to the kernel: it survives the death of this process."""
+        """One line, flushed to the kernel: it survives the death of this process.
+
+        A line that the disk refuses (OSError) waits here and is written before the next one.
+        """
+        self._waiting.append(json.dumps(value).encode() + b"\n")
+        self.flush()
+
+    def flush(self) -> None:
+        """Writes the lines that wait; those of a part that was written before the disk refused come twice."""
+        if not self._waiting:
+            return
         torn = self.path.exists() and self.path.stat().st_size > 0 and not _ends_in_newline(self.path)
         with open(self.path, "ab") as file:
-            file.write((b"\n" if torn else b"") + json.dumps(value).encode() + b"\n")
+            file.write((b"\n" if torn else b"") + b"".join(self._waiting))
+        self._waiting = []
 
     def sync(self) -> None:
         """On disk: it survives the death of the machine too."""
+        self.flush()
         if self.path.exists():
             with open(self.path, "rb") as file:
                 os.fsync(file.fileno())
