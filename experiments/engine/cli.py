@@ -3,14 +3,14 @@
 import sys
 from pathlib import Path
 
-from experiments.engine import exits, experiment, files, options, record, report, style, table
+from experiments.engine import exits, experiment, files, options, record, report, reproduce, style
 from experiments.engine import run as engine
 
 _USAGE = """usage: python -m experiments COMMAND
 
   list                        every experiment, its paper and its claim
   run NAME [options]          run one, or go on with it; `run NAME --help` shows every option
-  reproduce [NAME ...]        run all or some, keep their records in docs/results, rebuild the tables
+  reproduce [NAME ...]        run all or some, keep their records in docs/results, rebuild tables and report
   report [options]            one HTML page of all kept records, with CSV and BibTeX
   figure FOLDER               draw the figure of a run again, from its metrics alone
 
@@ -18,6 +18,7 @@ examples:
   python -m experiments run nbody --preset smoke         seconds: is everything in place?
   python -m experiments run nbody --preset cpu           minutes on 2 cores: the paper's ordering
   python -m experiments run nbody --preset cpu --seeds 0:3 --epochs 400
+  python -m experiments reproduce --preset smoke         every experiment, kept apart in runs/kept-smoke
 
 exit status: 0 finished; 2 refused as asked (one line says why); 74 the last save failed; 75 stopped by a signal after
 saving, the same command goes on; 1 anything else.
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
         _end(error, exits.NOT_SAVED)
     except engine.Interrupted as error:
         _end(error, exits.INTERRUPTED)
-    except FloatingPointError as error:
+    except (FloatingPointError, exits.Incomplete) as error:
         _end(error, exits.FAILED)
 
 
@@ -49,7 +50,7 @@ def _main(arguments: list[str]) -> int:
         print(_USAGE, end="")
         return exits.FINISHED if arguments else exits.REFUSED
     command, rest = arguments[0], arguments[1:]
-    commands = {"list": _list, "run": _run, "reproduce": _reproduce, "report": report.command, "figure": _figure}
+    commands = {"list": _list, "run": _run, "reproduce": reproduce.command, "report": report.command, "figure": _figure}
     if command not in commands:
         raise exits.Refused(f"no command is called {command!r}; there are: {', '.join(commands)}")
     commands[command](rest)
@@ -70,25 +71,6 @@ def _run(arguments: list[str]) -> None:
     options.carry_out(chosen, *options.parse(chosen, arguments[1:], f"python -m experiments run {chosen.name}"))
 
 
-def _reproduce(arguments: list[str]) -> None:
-    named = [argument for argument in arguments[: _first_flag(arguments)]]
-    flags = arguments[len(named) :]
-    root = Path(__file__).resolve().parents[2]
-    if not (root / "README.md").exists():
-        raise exits.Refused("reproduce rebuilds README.md and docs/results of a checkout; this haar is not in one")
-    for name in named or experiment.names():
-        chosen = experiment.load(name)
-        asked, config = options.parse(chosen, flags, "python -m experiments reproduce [NAME ...]")
-        folder = options.carry_out(chosen, asked, config)
-        kept = root / "docs" / "results" / name
-        kept.mkdir(parents=True, exist_ok=True)
-        files.write_bytes(kept / f"{asked.preset}.json", (folder / "result.json").read_bytes())
-        picture = folder / "figures" / f"{name}.png"
-        files.write_bytes(kept / f"{asked.preset}.png", picture.read_bytes())
-    for path, text in table.pages(root).items():
-        files.write_bytes(path, text.encode())
-
-
 def _figure(arguments: list[str]) -> None:
     if len(arguments) != 1:
         raise exits.Refused("figure takes one run folder")
@@ -99,7 +81,3 @@ def _figure(arguments: list[str]) -> None:
     draw = experiment.load(name).module.figure
     for path in style.render(draw, record.metrics(folder), folder / "figures", name):
         print(path)
-
-
-def _first_flag(arguments: list[str]) -> int:
-    return next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))

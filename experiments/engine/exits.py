@@ -16,6 +16,10 @@ class Refused(Exception):
     """The caller asked for something that cannot be done; the message is one line that says what, where and why."""
 
 
+class Incomplete(Exception):
+    """A part of what was asked could not be done, the rest was; the message has one line for each part."""
+
+
 class NotSaved(Exception):
     """The last state could not be written; the message says where and why."""
 

@@ -4,7 +4,7 @@ import os
 import re
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import jax
 import tyro
@@ -31,15 +31,20 @@ class Options:
     """Start again; what the folder held is moved into its old/."""
 
 
-def parse(chosen: experiment.Experiment, arguments: list[str], program: str) -> tuple[Options, Any]:
-    """Engine options and config from one flat set of flags; the preset decides the config's defaults."""
+Asked = TypeVar("Asked", bound=Options)
+
+
+def parse(
+    chosen: experiment.Experiment, arguments: list[str], program: str, kind: type[Asked] = Options
+) -> tuple[Asked, Any]:
+    """Engine options, of the given kind, and config from one flat set of flags; the preset decides the defaults."""
     preset = _preset(arguments)
     config_class = Annotated[chosen.module.Config, tyro.conf.arg(name="")]
-    both = make_dataclass("Run", [("options", Annotated[Options, tyro.conf.arg(name="")]), ("config", config_class)])
+    both = make_dataclass("Run", [("options", Annotated[kind, tyro.conf.arg(name="")]), ("config", config_class)])
     try:
-        default = both(Options(preset=preset), chosen.preset(preset))  # type: ignore[arg-type]
+        default = both(kind(preset=preset), chosen.preset(preset))  # type: ignore[arg-type]
     except KeyError:
-        default = both(Options(), chosen.preset("cpu"))  # tyro refuses the preset's name itself
+        default = both(kind(), chosen.preset("cpu"))  # tyro refuses the preset's name itself
     parsed = tyro.cli(both, default=default, args=arguments, prog=program, description=chosen.claim)
     return parsed.options, parsed.config
 

@@ -40,12 +40,19 @@ def command(arguments: list[str]) -> None:
         print(path)
 
 
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def in_checkout() -> bool:
+    """Whether this code lies in a checkout of haar, with its README and docs."""
+    return (_ROOT / "README.md").exists() and (_ROOT / "docs").is_dir()
+
+
 def committed() -> Path:
     """docs/results of the checkout that this code lies in; Refused outside one."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / "README.md").exists():
+    if not in_checkout():
         raise exits.Refused("this haar is not in a checkout, which holds docs/results; name a folder with --results")
-    return root / "docs" / "results"
+    return _ROOT / "docs" / "results"
 
 
 def write(folder: Path, out: Path | None = None) -> list[Path]:
@@ -79,10 +86,9 @@ def spreadsheet(kept: Sequence[results.Kept], missing: Sequence[str]) -> str:
             values = " ".join(map(repr, line.ours))
             spread = "" if line.spread is None else line.spread
             ours = (line.name, line.mean, spread, len(line.ours), values)
-            writer.writerow(
-                [record.name, experiment.paper(record.name), record.preset]
-                + [*ours, *published, *limits, line.verdict, *run, content.get("data_sha256", "")]
-            )
+            source = (record.name, experiment.paper(record.name), record.preset)
+            digest = content.get("data_sha256", "")
+            writer.writerow((*source, *ours, *published, *limits, line.verdict, *run, digest))
     for name in missing:
         row = dict.fromkeys(_CSV, "") | {"experiment": name, "paper": experiment.paper(name), "verdict": "not run"}
         writer.writerow(row.values())

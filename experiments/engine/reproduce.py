@@ -1,0 +1,93 @@
+"""Runs all experiments or some, keeps their records, and rebuilds every table and the report from what is kept."""
+
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from experiments.engine import exits, experiment, files, options, report, results, table
+from experiments.engine import run as engine
+
+_PROGRAM = "python -m experiments reproduce [NAME ...]"
+
+
+@dataclass(frozen=True)
+class Options(options.Options):
+    """Options of the engine; those of the experiment follow."""
+
+    results: Path | None = None
+    """Folder where records are kept; default: docs/results of this checkout, but RUNS/kept-smoke for --preset smoke."""
+
+
+def command(arguments: list[str]) -> None:
+    """python -m experiments reproduce: what cannot be run is reported at the end, when all others have run."""
+    first_flag = next((i for i, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    named, flags = arguments[:first_flag], arguments[first_flag:]
+    if len(set(named)) < len(named):
+        raise exits.Refused(f"an experiment is named twice: {' '.join(named)}")
+    if not named and {"-h", "--help"} & set(flags):  # no experiment's own flags: they differ
+        tyro.cli(Options, args=["--help"], prog=_PROGRAM, description="Runs every experiment, or those that are named.")
+    # All are parsed before the first one runs: a wrong flag is told in seconds, not after hours.
+    asked = [(chosen, *_parse(chosen, flags)) for chosen in map(experiment.load, named or experiment.names())]
+    if not asked:
+        raise exits.Refused("no experiment is registered")
+    folder = _folder(asked[0][1])
+    begun = time.monotonic()
+    failures = [line for chosen, one, config in asked if (line := _reproduce(chosen, one, config, folder))]
+    for path in rebuild(folder):
+        print(path)
+    print(
+        f"{len(asked) - len(failures)} of {len(asked)} experiments ran, {(time.monotonic() - begun) / 60:.1f} minutes"
+    )
+    if failures:
+        raise exits.Incomplete("\n".join(failures))
+
+
+def rebuild(folder: Path) -> list[Path]:
+    """Writes what follows from the records in `folder`: README.md and docs/results.md if it is the checkout's own."""
+    written = report.write(folder)
+    if report.in_checkout() and folder == report.committed():
+        pages = table.pages(folder.parents[1])
+    else:
+        kept = results.read(folder)
+        pages = {folder / "results.md": table.summary(kept, results.not_run(kept))}
+    for path, text in pages.items():
+        files.write_bytes(path, text.encode())
+    return [*pages, *written]
+
+
+def _parse(chosen: experiment.Experiment, flags: list[str]) -> tuple[Options, Any]:
+    one, config = options.parse(chosen, flags, _PROGRAM, Options)
+    if one.run:
+        raise exits.Refused("reproduce gives each experiment a folder of its own: --runs, not --run")
+    return one, config
+
+
+def _folder(one: Options) -> Path:
+    if one.results:
+        return one.results.expanduser().resolve()
+    return (one.runs / "kept-smoke").resolve() if one.preset == "smoke" else report.committed()
+
+
+def _reproduce(chosen: experiment.Experiment, one: Options, config: Any, folder: Path) -> str:
+    """Runs and keeps one experiment; what prevented it, in one line, or ''. A signal ends the whole command."""
+    begun = time.monotonic()
+    try:
+        run = options.carry_out(chosen, one, config)
+        with exits.refusing_full_disk(folder):
+            results.keep(run, folder, chosen.name, one.preset)
+    except engine.Interrupted:
+        raise
+    except (exits.Refused, exits.NotSaved, FloatingPointError) as error:
+        line = f"{chosen.name}: {error}"
+    except Exception as error:  # a bug of one experiment must not cost the results of the others
+        traceback.print_exc()
+        line = f"{chosen.name}: {type(error).__name__}: {error}"
+    else:
+        print(f"{chosen.name}: kept in {folder / chosen.name}, {time.monotonic() - begun:.0f} s\n", flush=True)
+        return ""
+    print(f"not reproduced, going on with the others: {line}\n", flush=True)
+    return line
