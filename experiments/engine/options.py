@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 import jax
 import tyro
 
-from experiments.engine import dataset, exits, experiment, files, table
+from experiments.engine import dataset, exits, experiment, files, machine, mesh, table
 from experiments.engine import run as engine
 
 
@@ -29,6 +29,16 @@ class Options:
     """Folder of data files; default: the environment variable HAAR_DATA."""
     fresh: bool = False
     """Start again; what the folder held is moved into its old/."""
+    device: str | None = None
+    """cpu, gpu, cuda, rocm or tpu; cpu:8 makes 8 devices of the processor. Default: the best there is."""
+    dtype: machine.Dtype | None = None
+    """Real numbers of data and state; default: as the experiment makes them, float32."""
+    matmul_precision: machine.Matmul | None = None
+    """Of the networks' products; default: JAX's, bfloat16 on TPU and perhaps TF32 on GPU."""
+    mesh: str = "data=1"
+    """data=N deals seeds, or else batches, out to N devices (docs/scaling.md)."""
+    join: str | None = None
+    """One of many processes: auto on SLURM or TPU pods, else HOST:PORT,COUNT,RANK (docs/scaling.md)."""
 
 
 Asked = TypeVar("Asked", bound=Options)
@@ -51,11 +61,25 @@ def parse(
 
 def carry_out(chosen: experiment.Experiment, options: Options, config: Any) -> Path:
     """Runs what was asked, or goes on with it; shows its table and returns its folder."""
+    machine.use(options.device, options.dtype, options.matmul_precision)
+    if options.join:
+        mesh.join(options.join)
+    machine.check(options.device)
     keep_compilations()
     request = engine.Request(
-        options.preset, seeds(options.seeds), options.runs, options.run, _data_folder(options.data), options.fresh
+        options.preset,
+        seeds(options.seeds),
+        options.runs,
+        options.run,
+        _data_folder(options.data),
+        options.fresh,
+        devices=mesh.parse(options.mesh),
+        dtype=options.dtype,
+        matmul=options.matmul_precision,
     )
     folder = engine.run(chosen, config, request)
+    if not mesh.leads():
+        return folder
     table.show(files.read_json(folder / "result.json"))
     print(f"figure: {folder / 'figures' / (chosen.name + '.png')}\nrecord: {folder / 'result.json'}")
     return folder
