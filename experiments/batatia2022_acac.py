@@ -23,7 +23,7 @@ from jaxtyping import Array
 from matplotlib.figure import Figure
 
 from equivariant import graph, mace, nequip, potential
-from experiments.engine import style
+from experiments.engine import mesh, style
 from experiments.engine.exits import Refused
 from experiments.engine.experiment import Result, Row
 from experiments.readers import molecules
@@ -227,6 +227,11 @@ def done(config: Config, state: State) -> bool:
     return int(state.epoch) >= config.epochs
 
 
+def lower_rate(config: Config, factor: float) -> Config:
+    """The same training with its learning rate times `factor`."""
+    return dataclasses.replace(config, rate=factor * config.rate)
+
+
 def advance(config: Config, state: State, data: Data) -> tuple[State, Metrics]:
     """`test_every` epochs of every network on the same batches, then the errors of its averaged parameters."""
     key, shuffle_key = jax.random.split(state.key)
@@ -259,7 +264,7 @@ def train(
         return (jnp.mean((forces - sample.force) ** 2) + config.energy_weight * per_atom) / data.unit**2
 
     def step(training: Training, batch: Array) -> tuple[Training, Array]:
-        sample = jax.tree.map(lambda a: a[batch], data.train)
+        sample = mesh.split(jax.tree.map(lambda a: a[batch], data.train))
         value, gradient = jax.value_and_grad(loss)(training.parameters, sample)
         updates, moments = optimizer.update(gradient, training.optimizer)
         parameters = optax.apply_updates(training.parameters, updates)
@@ -276,6 +281,7 @@ def errors(
     count = len(sample.energy)
     size = max(k for k in range(1, 26) if count % k == 0)
     split = jax.tree.map(lambda a: a.reshape(count // size, size, *a.shape[1:]), sample)
+    split = mesh.split(split, axis=1)
     energies, forces = lax.map(lambda part: predict(energy, parameters, part, species), split)
     energy_error = energies.reshape(-1) - sample.energy
     force_error = forces.reshape(sample.force.shape) - sample.force

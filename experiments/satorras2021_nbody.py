@@ -7,7 +7,7 @@ published protocol: Adam, batch 100, 10000 epochs, test error at the epoch of th
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
 from equivariant import egnn, radial_field, segnn
-from experiments.engine import dataset, style
+from experiments.engine import dataset, mesh, style
 from experiments.engine.exits import Refused
 from experiments.engine.experiment import Certainty, Result, Row
 from experiments.simulators import charged_particles
@@ -276,6 +276,12 @@ def done(config: Config, state: State) -> bool:
     return int(state.epoch) >= config.epochs
 
 
+def lower_rate(config: Config, factor: float) -> Config:
+    """The same training with every learning rate times `factor`."""
+    rates = [f"rate_{name}" for name in (*MODELS, "segnn")]
+    return replace(config, **{rate: factor * getattr(config, rate) for rate in rates})
+
+
 def advance(config: Config, state: State, data: dict[str, Sample]) -> tuple[State, Metrics]:
     """`test_every` epochs of every model on the same batches, then validation and test errors."""
     key, shuffle_key, rotation_key = jax.random.split(state.key, 3)
@@ -312,7 +318,7 @@ def train(
 
     def step(carry: tuple[Any, Any], batch: Array) -> tuple[tuple[Any, Any], Array]:
         parameters, moments = carry
-        chosen = jax.tree.map(lambda a: a[batch], sample)
+        chosen = mesh.split(jax.tree.map(lambda a: a[batch], sample))
         error, gradient = jax.value_and_grad(lambda p: _mse(predict, p, chosen))(parameters)
         updates, moments = optimizer.update(gradient, moments, parameters)
         return (optax.apply_updates(parameters, updates), moments), error
@@ -338,7 +344,7 @@ def evaluate(
     joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), valid, test, watched)
     count = len(joined.charge)
     size = math.gcd(count, config.batch)
-    batches = jax.tree.map(lambda a: a.reshape(count // size, size, *a.shape[1:]), joined)
+    batches = mesh.split(jax.tree.map(lambda a: a.reshape(count // size, size, *a.shape[1:]), joined), axis=1)
     predictions = lax.map(lambda batch: predict(batch.position, batch.velocity, batch.charge), batches)
     predictions = predictions.reshape(joined.target.shape)
     ends = len(valid.charge), len(valid.charge) + len(test.charge)
