@@ -3,8 +3,7 @@
 import sys
 from pathlib import Path
 
-from experiments.engine import exits, experiment, files, options, record, report, reproduce, style
-from experiments.engine import run as engine
+from experiments.engine import exits, experiment, files, options, record, report, reproduce, style, watch
 
 _USAGE = """usage: python -m experiments COMMAND
 
@@ -12,6 +11,7 @@ _USAGE = """usage: python -m experiments COMMAND
   run NAME [options]          run one, or go on with it; `run NAME --help` shows every option
   reproduce [NAME ...]        run all or some, keep their records in docs/results, rebuild tables and report
   report [options]            one HTML page of all kept records, with CSV and BibTeX
+  watch RUN                   how a run stands: progress, time left, every metric as a line; it may run elsewhere
   figure FOLDER               draw the figure of a run again, from its metrics alone
 
 examples:
@@ -28,33 +28,18 @@ saving, the same command goes on; 1 anything else.
 def main(arguments: list[str] | None = None) -> None:
     """Carries out the command line and exits with its status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        sys.exit(_main(arguments))
-    except exits.Refused as error:
-        _end(error, exits.REFUSED)
-    except exits.NotSaved as error:
-        _end(error, exits.NOT_SAVED)
-    except engine.Interrupted as error:
-        _end(error, exits.INTERRUPTED)
-    except (FloatingPointError, exits.Incomplete) as error:
-        _end(error, exits.FAILED)
+    with exits.as_status():
+        _main(arguments)
 
 
-def _end(error: Exception, status: int) -> None:
-    print(f"error: {error}" if status != exits.INTERRUPTED else str(error), file=sys.stderr)
-    sys.exit(status)
-
-
-def _main(arguments: list[str]) -> int:
+def _main(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE, end="")
-        return exits.FINISHED if arguments else exits.REFUSED
+        sys.exit(exits.FINISHED if arguments else exits.REFUSED)
     command, rest = arguments[0], arguments[1:]
-    commands = {"list": _list, "run": _run, "reproduce": reproduce.command, "report": report.command, "figure": _figure}
-    if command not in commands:
-        raise exits.Refused(f"no command is called {command!r}; there are: {', '.join(commands)}")
-    commands[command](rest)
-    return exits.FINISHED
+    if command not in _COMMANDS:
+        raise exits.Refused(f"no command is called {command!r}; there are: {', '.join(_COMMANDS)}")
+    _COMMANDS[command](rest)
 
 
 def _list(arguments: list[str]) -> None:
@@ -68,7 +53,9 @@ def _run(arguments: list[str]) -> None:
     if not arguments or arguments[0].startswith("-"):
         raise exits.Refused(f"run takes the name of an experiment first; there are: {', '.join(experiment.names())}")
     chosen = experiment.load(arguments[0])
-    options.carry_out(chosen, *options.parse(chosen, arguments[1:], f"python -m experiments run {chosen.name}"))
+    asked, config = options.parse(chosen, arguments[1:], f"python -m experiments run {chosen.name}")
+    options.set_up(asked)
+    options.carry_out(chosen, asked, config)
 
 
 def _figure(arguments: list[str]) -> None:
@@ -81,3 +68,13 @@ def _figure(arguments: list[str]) -> None:
     draw = experiment.load(name).module.figure
     for path in style.render(draw, record.metrics(folder), folder / "figures", name):
         print(path)
+
+
+_COMMANDS = {
+    "list": _list,
+    "run": _run,
+    "reproduce": reproduce.command,
+    "report": report.command,
+    "watch": watch.command,
+    "figure": _figure,
+}

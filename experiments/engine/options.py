@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 import jax
 import tyro
 
-from experiments.engine import dataset, exits, experiment, files, machine, mesh, table
+from experiments.engine import dataset, exits, experiment, files, machine, mesh, table, tensorboard
 from experiments.engine import run as engine
 
 
@@ -29,6 +29,8 @@ class Options:
     """Folder of data files; default: the environment variable HAAR_DATA."""
     fresh: bool = False
     """Start again; what the folder held is moved into its old/."""
+    tensorboard: bool = False
+    """Metrics go to the run folder's tensorboard/, too, a run for each seed; needs haar[tensorboard]."""
     device: str | None = None
     """cpu, gpu, cuda, rocm or tpu; cpu:8 makes 8 devices of the processor. Default: the best there is."""
     dtype: machine.Dtype | None = None
@@ -59,13 +61,19 @@ def parse(
     return parsed.options, parsed.config
 
 
-def carry_out(chosen: experiment.Experiment, options: Options, config: Any) -> Path:
-    """Runs what was asked, or goes on with it; shows its table and returns its folder."""
+def set_up(options: Options) -> None:
+    """What is done once in a process, before the first array: devices, precision, other processes, caches."""
+    if options.tensorboard:
+        tensorboard.library()
     machine.use(options.device, options.dtype, options.matmul_precision)
     if options.join:
         mesh.join(options.join)
     machine.check(options.device)
     keep_compilations()
+
+
+def carry_out(chosen: experiment.Experiment, options: Options, config: Any) -> Path:
+    """Runs what was asked, or goes on with it; shows its table and returns its folder. `set_up` comes first."""
     request = engine.Request(
         options.preset,
         seeds(options.seeds),
@@ -76,6 +84,7 @@ def carry_out(chosen: experiment.Experiment, options: Options, config: Any) -> P
         devices=mesh.parse(options.mesh),
         dtype=options.dtype,
         matmul=options.matmul_precision,
+        tensorboard=options.tensorboard,
     )
     folder = engine.run(chosen, config, request)
     if not mesh.leads():

@@ -35,6 +35,7 @@ def command(arguments: list[str]) -> None:
     if not asked:
         raise exits.Refused("no experiment is registered")
     folder = _folder(asked[0][1])
+    options.set_up(asked[0][1])
     begun = time.monotonic()
     failures = [line for chosen, one, config in asked if (line := _reproduce(chosen, one, config, folder))]
     for path in rebuild(folder):

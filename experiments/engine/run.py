@@ -17,13 +17,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.engine import bundle, exits, files, identity, machine, program, provenance, record, rollback, style
+from experiments.engine import (
+    bundle,
+    exits,
+    files,
+    identity,
+    machine,
+    program,
+    provenance,
+    record,
+    rollback,
+    style,
+    tensorboard,
+)
 from experiments.engine import checkpoint as saving
 from experiments.engine import folder as folders
 from experiments.engine import mesh as devices
+from experiments.engine.exits import Interrupted
 from experiments.engine.experiment import Experiment
 from experiments.engine.progress import Meter
-from experiments.engine.signals import Interrupted as Interrupted
 from experiments.engine.signals import Signals
 
 CHECKPOINT_EVERY = 30.0  # seconds between checkpoints; one costs about 0.1 s
@@ -42,6 +54,7 @@ class Request:
     devices: int = 1
     dtype: machine.Dtype | None = None
     matmul: machine.Matmul | None = None
+    tensorboard: bool = False
 
 
 def run(experiment: Experiment, config: Any, request: Request) -> Path:
@@ -107,7 +120,9 @@ class _Run:
     def to_the_end(self) -> None:
         """The loop, then the record."""
         total = self.module.blocks(self.config) if hasattr(self.module, "blocks") else None
-        with Signals() as signals, Meter(self.experiment.name, total, self.step) as meter:
+        mine = self.folder if devices.leads() else None
+        events = tensorboard.sink(mine if self.request.tensorboard else None, self.request.seeds, self.step)
+        with Signals() as signals, events as sink, Meter(self.experiment.name, total, self.step, mine) as meter:
             finished = self._done()
             while not finished:
                 begun = time.monotonic()
@@ -120,6 +135,7 @@ class _Run:
                 else:
                     self._accept(states, values, time.monotonic() - begun)
                     meter.advance(self.step, note(values))
+                    sink(self.step, values)
                 finished = self._done()
                 self._save_and_stop(signals, finished)
         if devices.leads():
