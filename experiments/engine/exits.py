@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,10 @@ class Incomplete(Exception):
     """A part of what was asked could not be done, the rest was; the message has one line for each part."""
 
 
+class Interrupted(Exception):
+    """A signal asked the run to stop; its state is saved."""
+
+
 class NotSaved(Exception):
     """The last state could not be written; the message says where and why."""
 
@@ -35,3 +40,26 @@ def refusing_full_disk(place: Path) -> Iterator[None]:
         raise Refused(
             f"cannot write {place}: {error.strerror}; free some space or choose another place with --runs"
         ) from error
+
+
+@contextlib.contextmanager
+def as_status() -> Iterator[None]:
+    """Ends the process with the status of what happened within and one line on stderr; bugs keep their traceback."""
+    try:
+        yield
+        sys.exit(FINISHED)
+    except Refused as error:
+        _end(f"error: {error}", REFUSED)
+    except NotSaved as error:
+        _end(f"error: {error}", NOT_SAVED)
+    except Interrupted as error:
+        _end(str(error), INTERRUPTED)
+    except (FloatingPointError, Incomplete) as error:
+        _end(f"error: {error}", FAILED)
+    except KeyboardInterrupt:  # before the first block or after the last: there is nothing to save
+        _end("stopped; nothing was lost, the same command goes on", INTERRUPTED)
+
+
+def _end(message: str, status: int) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(status)

@@ -6,10 +6,6 @@ from types import FrameType
 from typing import Any
 
 
-class Interrupted(Exception):
-    """A signal asked the run to stop; its state is saved."""
-
-
 class Signals:
     """While entered, SIGTERM and SIGINT only leave their name in `received`; the second stops the process at once.
 
