@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
 from equivariant import egnn, radial_field, segnn
-from experiments.engine import dataset, mesh, style
+from experiments.engine import dataset, experiment, mesh, style
 from experiments.engine.exits import Refused
 from experiments.engine.experiment import Certainty, Result, Row
 from experiments.simulators import charged_particles
@@ -270,6 +270,14 @@ def init(config: Config, key: Array, data: dict[str, Sample]) -> State:
 def blocks(config: Config) -> int:
     """How often `advance` is called."""
     return math.ceil(config.epochs / config.test_every)
+
+
+def model(config: Config, state: State, data: dict[str, Sample]) -> experiment.Model:
+    """The EGNN, or else the first of the trained models, at its best validation error: positions ten frames later."""
+    name = "egnn" if "egnn" in selected(config) else selected(config)[0]
+    inputs = {"position": ("batch, 5, 3", "float32"), "velocity": ("batch, 5, 3", "float32")}
+    inputs["charge"] = ("batch, 5", "float32")
+    return experiment.Model(state.trainings[name].best.parameters, _predictor(config, name), inputs)
 
 
 def done(config: Config, state: State) -> bool:

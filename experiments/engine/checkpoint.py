@@ -114,7 +114,7 @@ class Checkpoints:
         for name in expected:
             if provenance.digest(arrays[name]) != described[name]["sha256"]:
                 raise ValueError(f"the bytes of {name.lstrip('0123456789')} are not those that were saved")
-        return refill(template, arrays), manifest["notes"]
+        return refill(template, {name: arrays[name] for name in expected}), manifest["notes"]
 
     def _set_aside(self, step: int) -> None:
         """Moves a damaged step away: its number can be saved again, and nobody restores it by mistake."""
@@ -144,14 +144,14 @@ def named_leaves(state: Any) -> dict[str, np.ndarray]:
 
 
 def refill(template: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """The inverse of `named_leaves`, with the structure of `template`."""
+    """The inverse of `named_leaves`, with the structure of `template`; `arrays` in the order of its leaves."""
     leaves, structure = jax.tree_util.tree_flatten(template)
     return structure.unflatten(
         [
             jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
             if is_key(leaf)
             else jnp.asarray(array)
-            for leaf, array in zip(leaves, (arrays[name] for name in sorted(arrays)), strict=True)
+            for leaf, array in zip(leaves, arrays.values(), strict=True)
         ]
     )
 

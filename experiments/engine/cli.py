@@ -3,7 +3,20 @@
 import sys
 from pathlib import Path
 
-from experiments.engine import exits, experiment, files, options, record, report, reproduce, style, watch
+from experiments.engine import (
+    exits,
+    experiment,
+    export,
+    files,
+    options,
+    record,
+    replay,
+    report,
+    reproduce,
+    style,
+    sweep,
+    watch,
+)
 
 _USAGE = """usage: python -m experiments COMMAND
 
@@ -12,12 +25,15 @@ _USAGE = """usage: python -m experiments COMMAND
   reproduce [NAME ...]        run all or some, keep their records in docs/results, rebuild tables and report
   report [options]            one HTML page of all kept records, with CSV and BibTeX
   watch RUN                   how a run stands: progress, time left, every metric as a line; it may run elsewhere
+  export RUN                  weights (safetensors) and program (StableHLO) of a run, to use without haar
+  replay BUNDLE               what a run that stopped at NaN left: the bad block again, every operation checked
   figure FOLDER               draw the figure of a run again, from its metrics alone
 
 examples:
   python -m experiments run nbody --preset smoke         seconds: is everything in place?
   python -m experiments run nbody --preset cpu           minutes on 2 cores: the paper's ordering
   python -m experiments run nbody --preset cpu --seeds 0:3 --epochs 400
+  python -m experiments run nbody --preset cpu --sweep rate-egnn=1e-3,2e-3 --sweep layers=2,4
   python -m experiments reproduce --preset smoke         every experiment, kept apart in runs/kept-smoke
 
 exit status: 0 finished; 2 refused as asked (one line says why); 74 the last save failed; 75 stopped by a signal after
@@ -53,9 +69,13 @@ def _run(arguments: list[str]) -> None:
     if not arguments or arguments[0].startswith("-"):
         raise exits.Refused(f"run takes the name of an experiment first; there are: {', '.join(experiment.names())}")
     chosen = experiment.load(arguments[0])
-    asked, config = options.parse(chosen, arguments[1:], f"python -m experiments run {chosen.name}")
+    program = f"python -m experiments run {chosen.name}"
+    asked, config = options.parse(chosen, arguments[1:], program, sweep.Options)
     options.set_up(asked)
-    options.carry_out(chosen, asked, config)
+    if asked.sweep:
+        sweep.carry_out(chosen, asked, arguments[1:], program)
+    else:
+        options.carry_out(chosen, asked, config)
 
 
 def _figure(arguments: list[str]) -> None:
@@ -77,4 +97,6 @@ _COMMANDS = {
     "report": report.command,
     "watch": watch.command,
     "figure": _figure,
+    "export": export.command,
+    "replay": replay.command,
 }

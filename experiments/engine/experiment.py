@@ -9,6 +9,9 @@
     result(config, metrics, state[, data]) -> Result     one seed; metrics[name] has one entry per block
     figure(metrics) -> Figure       metrics[name] is (seeds, blocks, ...): redrawn without training
     BIBTEX                          the paper's BibTeX entry, a string, for the report
+    model(config, state[, data]) -> Model       optional: what `export` gives away of one seed
+    lower_rate(config, factor) -> Config        optional: what a rollback after NaN goes on with
+    MAY_NOT_BE_FINITE               optional: names of metrics where NaN or infinity is no fault ("not measured")
 """
 
 import dataclasses
@@ -16,6 +19,7 @@ import importlib
 import math
 import pkgutil
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -51,6 +55,15 @@ class Result:
     """What one seed of an experiment found: the rows of its table, in order."""
 
     rows: tuple[Row, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A trained function: `apply(parameters, *inputs)`, with shape, as in "batch, 5, 3", and dtype of each input."""
+
+    parameters: Any
+    apply: Callable[..., Any]
+    inputs: dict[str, tuple[str, str]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,10 +6,22 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.engine.exits import Refused
+
 
 def plain(config: Any) -> dict[str, Any]:
     """A config dataclass as JSON-ready plain data."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def rebuild(config_class: Any, plain: dict[str, Any]) -> Any:
+    """A config from the plain data that `identity.plain` made of it; Refused if a field is not the class's."""
+    try:
+        return config_class(
+            **{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+        )
+    except TypeError as error:
+        raise Refused(f"the config does not fit today's code: {error}") from error
 
 
 def run_id(preset: str, description: Mapping[str, Any]) -> str:

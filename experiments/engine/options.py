@@ -2,6 +2,7 @@
 
 import os
 import re
+import traceback
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -79,7 +80,7 @@ def carry_out(chosen: experiment.Experiment, options: Options, config: Any) -> P
         seeds(options.seeds),
         options.runs,
         options.run,
-        _data_folder(options.data),
+        data_folder(options.data),
         options.fresh,
         devices=mesh.parse(options.mesh),
         dtype=options.dtype,
@@ -92,6 +93,21 @@ def carry_out(chosen: experiment.Experiment, options: Options, config: Any) -> P
     table.show(files.read_json(folder / "result.json"))
     print(f"figure: {folder / 'figures' / (chosen.name + '.png')}\nrecord: {folder / 'result.json'}")
     return folder
+
+
+def attempt(chosen: experiment.Experiment, options: Options, config: Any) -> tuple[Path | None, str]:
+    """`carry_out` as one of many: (folder, ''), or (None, why not in one line). A signal still ends everything."""
+    try:
+        return carry_out(chosen, options, config), ""
+    except engine.Interrupted:
+        raise
+    except (exits.Refused, exits.NotSaved, FloatingPointError) as error:
+        line = str(error)
+    except Exception as error:  # a bug of one run must not cost the others
+        traceback.print_exc()
+        line = f"{type(error).__name__}: {error}"
+    print(f"not done, going on with the others: {line}\n", flush=True)
+    return None, line
 
 
 def seeds(text: str) -> tuple[int, ...]:
@@ -120,7 +136,8 @@ def _preset(arguments: list[str]) -> str:
     return "cpu"
 
 
-def _data_folder(given: Path | None) -> Path | None:
+def data_folder(given: Path | None) -> Path | None:
+    """The folder of data files: `given`, else HAAR_DATA, else None. Refused if it does not exist."""
     folder = given or (Path(os.environ["HAAR_DATA"]) if os.environ.get("HAAR_DATA") else None)
     if folder is not None and not folder.is_dir():
         raise exits.Refused(f"the data folder {folder} does not exist ({'--data' if given else 'HAAR_DATA'})")

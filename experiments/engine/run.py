@@ -163,7 +163,8 @@ class _Run:
             return found.step
 
         self.step = devices.led(restore)
-        self.states = saving.refill(self.states, devices.from_leader(saving.named_leaves(found.state)))
+        leaves = devices.from_leader(saving.named_leaves(found.state))
+        self.states = saving.refill(self.states, {name: leaves[name] for name in sorted(leaves)})
         (halved,) = devices.most(found.notes.get("rates_halved", 0))
         return {"rates_halved": halved}
 
