@@ -1,7 +1,6 @@
 """Runs all experiments or some, keeps their records, and rebuilds every table and the report from what is kept."""
 
 import time
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ from typing import Any
 import tyro
 
 from experiments.engine import exits, experiment, files, options, report, results, table
-from experiments.engine import run as engine
 
 _PROGRAM = "python -m experiments reproduce [NAME ...]"
 
@@ -74,21 +72,12 @@ def _folder(one: Options) -> Path:
 
 
 def _reproduce(chosen: experiment.Experiment, one: Options, config: Any, folder: Path) -> str:
-    """Runs and keeps one experiment; what prevented it, in one line, or ''. A signal ends the whole command."""
+    """Runs and keeps one experiment; what prevented it, in one line, or ''."""
     begun = time.monotonic()
-    try:
-        run = options.carry_out(chosen, one, config)
-        with exits.refusing_full_disk(folder):
-            results.keep(run, folder, chosen.name, one.preset)
-    except engine.Interrupted:
-        raise
-    except (exits.Refused, exits.NotSaved, FloatingPointError) as error:
-        line = f"{chosen.name}: {error}"
-    except Exception as error:  # a bug of one experiment must not cost the results of the others
-        traceback.print_exc()
-        line = f"{chosen.name}: {type(error).__name__}: {error}"
-    else:
-        print(f"{chosen.name}: kept in {folder / chosen.name}, {time.monotonic() - begun:.0f} s\n", flush=True)
-        return ""
-    print(f"not reproduced, going on with the others: {line}\n", flush=True)
-    return line
+    run, failure = options.attempt(chosen, one, config)
+    if run is None:
+        return f"{chosen.name}: {failure}"
+    with exits.refusing_full_disk(folder):
+        results.keep(run, folder, chosen.name, one.preset)
+    print(f"{chosen.name}: kept in {folder / chosen.name}, {time.monotonic() - begun:.0f} s\n", flush=True)
+    return ""
