@@ -85,6 +85,8 @@ def carry_out(chosen: experiment.Experiment, asked: Options, arguments: Sequence
         outcomes[i] = Outcome(point, run, files.read_json(run / "result.json") if run else None, failure)
         with exits.refusing_full_disk(folder):
             _keep(folder, chosen.name, told, outcomes)
+    with exits.refusing_full_disk(folder):
+        style.render(_figure, outcomes, folder, "sweep")
     print((folder / "sweep.txt").read_text(), end="")
     print(f"table: {folder / 'sweep.csv'}\nfigure: {folder / 'sweep.png'}")
     failures = [f"{outcome.point.label}: {outcome.failure}" for outcome in outcomes if outcome.failure]
@@ -157,7 +159,7 @@ def _as_flags(field: str, value: str, kind: Any) -> list[str]:
 
 
 def _keep(folder: Path, name: str, told: dict[str, Any], outcomes: Sequence[Outcome]) -> None:
-    """Writes what is known so far: the table as text and CSV, the picture, and which run each point is."""
+    """Writes what is known so far: the table as text and CSV, and which run each point is."""
     folder.mkdir(parents=True, exist_ok=True)
     points = [
         {"values": outcome.point.values, "run": outcome.folder.name if outcome.folder else None}
@@ -167,7 +169,6 @@ def _keep(folder: Path, name: str, told: dict[str, Any], outcomes: Sequence[Outc
     files.write_json(folder / "sweep.json", told | {"points": points})
     files.write_bytes(folder / "sweep.csv", spreadsheet(outcomes).encode())
     files.write_bytes(folder / "sweep.txt", text(name, outcomes).encode())
-    style.render(lambda drawn: _figure(drawn), outcomes, folder, "sweep")
 
 
 def _lines(outcome: Outcome) -> dict[str, results.Line]:

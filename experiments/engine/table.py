@@ -79,7 +79,8 @@ def cells(line: results.Line) -> tuple[str, str, str, str, str]:
     ours = f"{line.mean:.4g}" + (f" ± {line.spread:.2g}" if line.spread is not None else "")
     published = ""
     if line.published is not None:
-        published = f"{line.published:.4g} ({CERTAINTY.get(line.certainty, line.certainty)}: {line.source})"
+        origin = ": ".join(filter(None, (CERTAINTY.get(line.certainty, line.certainty), line.source)))
+        published = f"{line.published:.4g}" + (f" ({origin})" if origin else "")
     return line.name, ours, published, gate(line), line.verdict
 
 
