@@ -83,13 +83,7 @@ def _fill(path: Path, template: Any, arrays: dict[str, np.ndarray]) -> Any:
         found, wanted = (f"{t[name].dtype}{t[name].shape}" if name in t else "absent" for t in (arrays, expected))
         if found != wanted:
             raise Refused(f"{path}: {name} is {found}, expected {wanted}")
-    values = [
-        jax.random.wrap_key_data(arrays[name], impl=jax.random.key_impl(leaf))
-        if checkpoint.is_key(leaf)
-        else arrays[name]
-        for name, leaf in zip(expected, leaves, strict=True)
-    ]
-    return structure.unflatten(values)
+    return checkpoint.refill(template, {name: arrays[name] for name in expected})
 
 
 def _seal(entry: dict[str, Any]) -> str:
