@@ -66,7 +66,7 @@ def test_weights_of_another_model_are_refused_with_the_field(tmp_path):
     ):
         with pytest.raises(exits.Refused, match=message):
             weights.read(path, small | other)
-    with pytest.raises(exits.Refused, match="b is float32.* expected absent"):
+    with pytest.raises(exits.Refused, match=r"b is float32.* expected absent"):
         weights.read(path, {"a": small["a"]})
 
 

@@ -57,19 +57,20 @@ class Remedies:
     """The remedies in order; which is next depends on where the trouble was and on what was tried there."""
 
     def __init__(self, *, redraws: bool, lowers: bool, lowered: int) -> None:
-        self._ladder = [AGAIN, *[REDRAW] * redraws, *[LOWER] * (_LOWERED_AT_MOST * lowers)]
+        self._ladder = [*[REDRAW] * redraws, *[LOWER] * (_LOWERED_AT_MOST * lowers)]
         self.lowered = lowered
         self.tried: list[str] = []
-        self._worst = 0
+        self._worst, self._repeated = 0, set[int]()
 
     def next(self, block: int) -> str:
-        """The remedy to try for `block`, or '' if none is left."""
+        """The remedy to try for `block`, or '' if none is left. Another block's trouble may be a passing fault, too."""
         if block > self._worst + _OVER_AFTER:
-            self.tried = []
+            self.tried, self._repeated = [], set()
         self._worst = max(self._worst, block)
-        rest = self._ladder[len(self.tried) :]
+        rest = [AGAIN] if block not in self._repeated else self._ladder[len(self.tried) - self.tried.count(AGAIN) :]
         if not rest or (rest[0] == LOWER and self.lowered >= _LOWERED_AT_MOST):
             return ""
+        self._repeated.add(block)
         self.tried.append(rest[0])
         self.lowered += rest[0] == LOWER
         return rest[0]
