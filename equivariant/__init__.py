@@ -32,4 +32,6 @@ __all__ = [
     "symmetric_contraction",
     "tensor_field_network",
     "tensor_product",
+    "term_table",
+    "term_unrolled",
 ]

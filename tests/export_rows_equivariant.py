@@ -34,6 +34,7 @@ HOST_ONLY = {
     "equivariant.linear.from_e3nn": "arranges given weights in NumPy",
     "equivariant.symmetric_basis.": "generates tables in NumPy",
     "equivariant.sparse_polynomial.Polynomial.gradient": "rearranges a static list of terms",
+    "equivariant.term_table.table": "rearranges a static list of terms",
     **{
         f"equivariant.tensor_product.{name}": "arranges given or static tables in NumPy"
         for name in ("from_e3nn", "slots")
@@ -144,6 +145,10 @@ def rows():
         ],
         "equivariant.sparse_polynomial.contract": [call(_POLYNOMIAL, floats(2, 2, 3), floats(2, 4, 2, 3))],
         "equivariant.sparse_polynomial.collect": [call(_POLYNOMIAL, floats(2, 4, 2, 3), floats(2, 4, 1, 3))],
+        "equivariant.term_table.contract": [call(_POLYNOMIAL.table, 1, floats(2, 2, 3), floats(2, 4, 2, 3))],
+        "equivariant.term_table.collect": [call(_POLYNOMIAL.table, 2, floats(2, 4, 2, 3), floats(2, 4, 1, 3))],
+        "equivariant.term_unrolled.contract": [call(_POLYNOMIAL.results, floats(2, 2, 3), floats(2, 4, 2, 3))],
+        "equivariant.term_unrolled.collect": [call(_POLYNOMIAL.results, 2, floats(2, 4, 2, 3), floats(2, 4, 1, 3))],
         "equivariant.symmetric_contraction.symmetric_contraction": [
             call(floats(2, 5, 3), floats(5, 1, 4, 3), np.arange(5) % 2, max_degree=1, correlation=2)
         ],

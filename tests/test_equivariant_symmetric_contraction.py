@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from equivariant import symmetric_basis, symmetric_contraction
+from equivariant import symmetric_basis, symmetric_contraction, term_table, term_unrolled
 from equivariant.equivariance import equivariance_error
 
 C, SPECIES = 3, 3
@@ -102,6 +102,23 @@ def test_commutes_with_rotations_reflections_and_permutations(
     order = np.random.default_rng(0).permutation(x.shape[0])
     scale = float(jnp.max(jnp.abs(run(x, species)))) * float(jnp.finfo(dtype).eps)
     np.testing.assert_allclose(run(x[order], species[order]), run(x, species)[order], rtol=0, atol=8 * scale)
+
+
+def test_the_table_of_terms_and_the_unrolled_form_agree():
+    """One is for CPU, the other for accelerators; 5 nodes of 700 channels are more than a slab of the table's loop."""
+    _, polynomial = symmetric_contraction._tables(1, 1, 3, 1, 1)
+    polynomial = polynomial.gradient()  # several terms to one coefficient, multiplicities other than 1
+    size = len(polynomial.results)
+    keys = jax.random.split(jax.random.key(0), 3)
+    P = jax.random.normal(keys[0], (2, polynomial.coefficients, 700), jnp.float64)
+    x = jax.random.normal(keys[1], (2, 5, polynomial.variables, 700), jnp.float64)
+    d = jax.random.normal(keys[2], (2, 5, size, 700), jnp.float64)
+    by_table = jax.jit(partial(term_table.contract, polynomial.table, size))(P, x)
+    unrolled = jax.jit(partial(term_unrolled.contract, polynomial.results))(P, x)
+    np.testing.assert_allclose(by_table, unrolled, rtol=0, atol=1e-14 * float(jnp.abs(unrolled).max()))
+    by_table = jax.jit(partial(term_table.collect, polynomial.table, polynomial.coefficients))(x, d)
+    unrolled = jax.jit(partial(term_unrolled.collect, polynomial.results, polynomial.coefficients))(x, d)
+    np.testing.assert_allclose(by_table, unrolled, rtol=0, atol=1e-14 * float(jnp.abs(unrolled).max()))
 
 
 def test_first_and_second_derivatives_are_those_of_the_dense_form():
