@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from experiments.engine import (
+    downloads,
     exits,
     experiment,
     export,
@@ -27,6 +28,7 @@ _USAGE = """usage: python -m experiments COMMAND
   watch RUN                   how a run stands: progress, time left, every metric as a line; it may run elsewhere
   export RUN                  weights (safetensors) and program (StableHLO) of a run, to use without haar
   replay BUNDLE               what a run that stopped at NaN left: the bad block again, every operation checked
+  data list | get | check     public data sets at fixed commits, with their digests
   figure FOLDER               draw the figure of a run again, from its metrics alone
 
 examples:
@@ -96,6 +98,7 @@ _COMMANDS = {
     "reproduce": reproduce.command,
     "report": report.command,
     "watch": watch.command,
+    "data": downloads.command,
     "figure": _figure,
     "export": export.command,
     "replay": replay.command,

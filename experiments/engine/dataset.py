@@ -3,16 +3,20 @@
 import hashlib
 import io
 import json
+import math
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from experiments.engine import files
 from experiments.engine.exits import Refused
+
+_DENSEST = 1100  # times that deflate can shrink: 1032 is its limit
 
 
 def cache_folder() -> Path:
@@ -43,9 +47,44 @@ def cached(name: str, recipe: Mapping[str, Any], make: Callable[[], Mapping[str,
 
 
 def load(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an .npz file; Refused if it is damaged or holds anything but plain arrays."""
+    """All arrays of an .npz file; Refused if it is damaged, holds no plain arrays, or claims a size it has not.
+
+    Headers are read before any array, so that a small file cannot ask for more memory than its bytes can fill.
+    """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (zipfile.BadZipFile, ValueError, EOFError, KeyError) as error:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                if member.file_size > _DENSEST * member.compress_size + 1024:
+                    raise ValueError(
+                        f"{member.filename} claims {member.file_size} bytes, packed in {member.compress_size}"
+                    )
+                with archive.open(member) as file:
+                    _check_header(file, member.file_size, member.filename)
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError) as error:
         raise Refused(f"{path} is no archive of plain arrays, or is damaged: {error}") from error
+
+
+def load_array(path: Path) -> np.ndarray:
+    """The array of an .npy file; Refused as in `load`."""
+    try:
+        with open(path, "rb") as file:
+            _check_header(file, path.stat().st_size, path.name)
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise Refused(f"{path} is no plain array, or is damaged: {error}") from error
+
+
+def _check_header(file: IO[bytes], size: int, name: str) -> None:
+    """ValueError unless the header of an array in .npy form announces exactly the bytes that follow it."""
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"{name} has version {version} of the array format")
+    shape, _, dtype = readers[version](file)
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds Python objects")
+    announced, there = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if min(shape, default=0) < 0 or announced != there:
+        raise ValueError(f"{name} announces {announced} bytes of numbers and holds {there}")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 import jax
 import tyro
 
-from experiments.engine import dataset, exits, experiment, files, machine, mesh, table, tensorboard
+from experiments.engine import dataset, downloads, exits, experiment, files, machine, mesh, table, tensorboard
 from experiments.engine import run as engine
 
 
@@ -27,7 +27,7 @@ class Options:
     run: Path | None = None
     """This run folder instead; refused if it holds a run of another config."""
     data: Path | None = None
-    """Folder of data files; default: the environment variable HAAR_DATA."""
+    """Folder of data files; default: HAAR_DATA, else what `data get` has fetched."""
     fresh: bool = False
     """Start again; what the folder held is moved into its old/."""
     tensorboard: bool = False
@@ -137,8 +137,10 @@ def _preset(arguments: list[str]) -> str:
 
 
 def data_folder(given: Path | None) -> Path | None:
-    """The folder of data files: `given`, else HAAR_DATA, else None. Refused if it does not exist."""
-    folder = given or (Path(os.environ["HAAR_DATA"]) if os.environ.get("HAAR_DATA") else None)
-    if folder is not None and not folder.is_dir():
+    """The folder of data files: `given`, else HAAR_DATA, else what `data get` has made, else None."""
+    folder = given or downloads.folder()
+    if folder.is_dir():
+        return folder
+    if given or os.environ.get("HAAR_DATA"):
         raise exits.Refused(f"the data folder {folder} does not exist ({'--data' if given else 'HAAR_DATA'})")
-    return folder
+    return None

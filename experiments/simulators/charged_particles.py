@@ -92,7 +92,7 @@ def read(path: Path) -> dict[str, Sample]:
             file = path / f"{part}_{split}_charged5_initvel1small.npy"
             if not file.exists():
                 raise Refused(f"dataset: {file} is missing; expected the original repository's files in {path}")
-            parts[part] = np.load(file, allow_pickle=False).astype(np.float32)
+            parts[part] = dataset.load_array(file).astype(np.float32)
         frames = {part: parts[part].swapaxes(2, 3) for part in ("loc", "vel")}  # (samples, frames, particles, 3)
         charge = parts["charges"].reshape(len(parts["charges"]), -1)
         splits[split] = Sample(frames["loc"][:, 30], frames["vel"][:, 30], charge, frames["loc"][:, 40])
