@@ -222,8 +222,8 @@ def test_real_nan_at_random_blocks_is_skipped_or_stops_clearly(tmp_path):
         restored = checkpoint.Checkpoints(folder / "checkpoints").restore(template)
         assert bool(jnp.isfinite(restored.state.weights).all())
     print(
-        f"\nbad batches in {sum(counts.values())} runs: {counts['finished']} finished, {counts['stopped']} stopped with "
-        "a bundle, 0 saved a number that is not finite"
+        f"\nbad batches in {sum(counts.values())} runs: {counts['finished']} finished, {counts['stopped']} stopped "
+        "with a bundle, 0 saved a number that is not finite"
     )
 
 

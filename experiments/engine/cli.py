@@ -9,6 +9,7 @@ from experiments.engine import (
     experiment,
     export,
     files,
+    launch,
     options,
     record,
     replay,
@@ -27,6 +28,7 @@ _USAGE = """usage: python -m experiments COMMAND
   report [options]            one HTML page of all kept records, with CSV and BibTeX
   watch RUN                   how a run stands: progress, time left, every metric as a line; it may run elsewhere
   export RUN                  weights (safetensors) and program (StableHLO) of a run, to use without haar
+  launch [options] run ...    the processes of a run; when one dies, all start again from the last checkpoint
   replay BUNDLE               what a run that stopped at NaN left: the bad block again, every operation checked
   data list | get | check     public data sets at fixed commits, with their digests
   figure FOLDER               draw the figure of a run again, from its metrics alone
@@ -101,5 +103,6 @@ _COMMANDS = {
     "data": downloads.command,
     "figure": _figure,
     "export": export.command,
+    "launch": launch.command,
     "replay": replay.command,
 }

@@ -96,7 +96,7 @@ class _CacheCount(NamedTuple):
         if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
             return "without a cache"
         if self.found and not self.missed:
-            return f"from the cache, which saved {self.saved:.1f} s"
+            return f"from the cache, which saved {max(self.saved, 0):.1f} s"
         return f"{self.found} of {self.found + self.missed} programs from the cache; the next start finds all"
 
 
