@@ -49,7 +49,10 @@ def _decompress(content: bytes) -> bytes:
     try:
         for magic, make in kinds.items():
             if content.startswith(magic):
-                plain = make().decompress(content, _LARGEST + 1)
+                unpacking = make()
+                plain = unpacking.decompress(content, _LARGEST + 1)
+                if len(plain) <= _LARGEST and not unpacking.eof:
+                    raise ValueError("it ends too early")
                 break
         else:
             plain = gzip.GzipFile(fileobj=io.BytesIO(content)).read(_LARGEST + 1)
