@@ -9,6 +9,7 @@ false loop closures, and first-order methods racing Gauss-Newton.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,10 +31,7 @@ BIBTEX = """@article{rosen2019sesync,
   author  = {Rosen, David M. and Carlone, Luca and Bandeira, Afonso S. and Leonard, John J.},
   title   = {{SE-Sync}: A certifiably correct algorithm for synchronization over the special {E}uclidean group},
   journal = {The International Journal of Robotics Research},
-  volume  = {38},
-  number  = {2--3},
-  pages   = {95--125},
-  year    = {2019},
+  volume  = {38}, number = {2--3}, pages = {95--125}, year = {2019},
   doi     = {10.1177/0278364918784361}
 }"""
 
@@ -58,7 +56,8 @@ RATES = {  # of the race: the best of these counts. Times 1/L, L the largest cur
     "Adam": (1e-3, 1e-2, 1e-1),
     "vector Adam": (1e-3, 1e-2, 1e-1),
 }
-MARGINALS = 100  # poses of the first graph whose marginal covariance is computed
+MARGINALS = 200  # poses of the first graph whose marginal covariance is computed
+MOMENTUM = partial(optax.sgd, momentum=0.9)
 NEWTON_STEPS = 12
 RING = 30  # poses of the loop that has local minima
 LOSSES = {"least squares": None, "Cauchy": robust.Cauchy(3.5), "Geman-McClure": robust.GemanMcClure(3.5)}
@@ -144,7 +143,7 @@ def init(config: Config, key: Array, data: Graphs) -> State:
             found[f"{name}_relative_gap"] = 1 - proof.lower_bound / proof.value
             found[f"{name}_smallest_eigenvalue"] = proof.smallest_eigenvalue
             found[f"{name}_relative_difference"] = proof.value / DIGITS.get(name, math.nan) - 1
-        nodes = np.linspace(1, first.nodes - 1, min(MARGINALS, first.nodes - 1)).astype(int)
+        nodes = 1 + np.random.default_rng(0).permutation(first.nodes - 1)[:MARGINALS]
         covariances = loop_closures.marginals(first, optima[config.graphs[0]].x, nodes)
         found["position_m"] = optima[config.graphs[0]].x.translation
         found["marginal_pose"] = nodes
@@ -159,7 +158,7 @@ def init(config: Config, key: Array, data: Graphs) -> State:
         chordal = pose_graph.chordal(graph)
         start = se3.retract(chordal, config.race_noise * jax.random.normal(keys[4], (graph.nodes, 6), jnp.float64))
         found |= race(graph, start, best, config.race_steps)
-        found = {name: np.asarray(value, np.float32) for name, value in found.items()}
+        found = {name: jnp.asarray(np.asarray(value), jnp.float32) for name, value in found.items()}
     return State(jnp.zeros((), bool), found)
 
 
@@ -243,7 +242,12 @@ def race(graph: pose_graph.PoseGraph, start: se3.Pose, optimum: float, steps: in
 
 def _descend(factors: list[factor_graph.Factor], name: str, rate: Array, start: se3.Pose, steps: int) -> Array:
     """The objective before each step."""
-    plain: Any = {"gradient": optax.sgd, "momentum": _momentum, "RMSprop": optax.rmsprop, "Adam": optax.adam}
+    plain: Any = {
+        "gradient": optax.sgd,
+        "momentum": partial(optax.sgd, momentum=0.9),
+        "RMSprop": optax.rmsprop,
+        "Adam": optax.adam,
+    }
     vector = name == "vector Adam"
     method = optimizers.vector_norm_adam(rate, se3) if vector else optimizers.riemannian(plain[name](rate), se3)
     slope = optimizers.value_and_grad(lambda poses: factor_graph.value(factors, poses, se3), se3)
@@ -255,10 +259,6 @@ def _descend(factors: list[factor_graph.Factor], name: str, rate: Array, start: 
         return (optimizers.apply_updates(poses, updates, se3), memory), value
 
     return jax.lax.scan(step, (start, method.init(start)), None, length=steps)[1]
-
-
-def _momentum(rate: Array) -> optax.GradientTransformation:
-    return optax.sgd(rate, momentum=0.9)
 
 
 def _largest_curvature(factors: list[factor_graph.Factor], x: se3.Pose) -> float:
@@ -273,11 +273,6 @@ def _largest_curvature(factors: list[factor_graph.Factor], x: se3.Pose) -> float
         return w / size, size
 
     return float(jax.lax.scan(multiply, v, None, length=100)[1][-1])
-
-
-def blocks(config: Config) -> int:
-    """How often `advance` is called."""
-    return 1
 
 
 def done(config: Config, state: State) -> bool:
@@ -381,7 +376,7 @@ def _draw_table(axes: Any, found: dict[str, np.ndarray]) -> None:
     cells = []
     for name in (key.removesuffix("_objective") for key in found if key.endswith("_objective")):
         gap = float(np.abs(found[f"{name}_relative_gap"]).max())
-        printed = f"{PRINTED[name][0]:.4g}" if name in PRINTED else ""
+        printed = f"{PRINTED[name][0]:.6g}" if name in PRINTED else ""
         cells.append([name, f"{found[f'{name}_objective'][0]:.7g}", printed, f"{gap:.0e}"])
     axes.axis("off")
     height = 0.16 * (len(cells) + 1)
@@ -410,8 +405,8 @@ def _draw_certificates(axes: Any, found: dict[str, np.ndarray]) -> None:
     axes.set_xlim(left=-0.02)
     axes.set(
         xlabel="(f − f*) / number of measurements",
-        ylabel="smallest eigenvalue of the dual",
-        title="Random starts: 0 proves, below refuses",
+        ylabel="smallest eigenvalue of the dual (0 proves)",
+        title="Random starts, judged",
     )
     axes.legend()
 
@@ -422,7 +417,7 @@ def _draw_distances(axes: Any, found: dict[str, np.ndarray]) -> None:
     axes.hist(values, bins=np.linspace(0, 25, 51), density=True, color=style.COLOURS[5], label="tinyGrid3D, simulated")
     axes.plot(x, x * x * np.exp(-x / 2) / 16, color=style.COLOURS[6], label="χ² with 6 degrees of freedom")
     axes.set(xlabel="squared Mahalanobis distance of a pose", ylabel="density", title="Marginal covariances hold")
-    axes.legend()
+    axes.legend(loc="upper right")
 
 
 def _draw_outliers(axes: Any, found: dict[str, np.ndarray]) -> None:
@@ -451,4 +446,5 @@ def _draw_race(axes: Any, found: dict[str, np.ndarray]) -> None:
     above = newton > 1e-13
     axes.plot(1 + np.flatnonzero(above), newton[above], ".-", color=style.COLOURS[6], label="Gauss-Newton")
     axes.set(xlabel="step", ylabel="f / f* − 1", xscale="log", yscale="log", title="Race (each at its best rate)")
-    axes.legend(fontsize=7)
+    axes.set_ylim(bottom=1e-13)
+    axes.legend(fontsize=7, loc="lower left")

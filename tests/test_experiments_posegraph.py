@@ -1,4 +1,4 @@
-"""The pose-graph experiment: drawn graphs, marginal covariances, the local minimum that is refused, false loop closures."""
+"""The pose-graph experiment: drawn graphs, marginal covariances, refused local minima, false loop closures."""
 
 import jax
 import jax.numpy as jnp

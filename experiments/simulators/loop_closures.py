@@ -31,9 +31,10 @@ def with_outliers(graph: pose_graph.PoseGraph, count: int, *, key: Array) -> pos
     length = np.sqrt(np.mean(graph.translation**2))
     t = length * np.asarray(jax.random.normal(key_t, (count, 3), jnp.float64))
     weights = [np.full(count, np.median(w)) for w in (graph.kappa, graph.tau)]
-    return pose_graph.PoseGraph(
-        graph.nodes,
-        *(np.concatenate(pair) for pair in zip(graph[1:], (first, second, R, t, *weights), strict=True)),
+    more = (first, second, R, t, *weights)
+    names = pose_graph.PoseGraph._fields[1:]
+    return graph._replace(
+        **{name: np.concatenate([getattr(graph, name), x]) for name, x in zip(names, more, strict=True)}
     )
 
 
@@ -49,9 +50,11 @@ def ring(count: int) -> tuple[pose_graph.PoseGraph, se3.Pose]:
     t = np.stack([np.sin(turns[:, 2]), 1 - np.cos(turns[:, 2]), 0 * turns[:, 2]], axis=1)
     poses = se3.Pose(jnp.asarray(R), jnp.asarray(t))
     ahead = jax.tree.map(lambda a: jnp.roll(a, -1, axis=0), poses)
-    measured = jax.tree.map(np.asarray, se3.compose(se3.inverse(poses), ahead))
+    measured = se3.compose(se3.inverse(poses), ahead)
     ones = np.ones(count)
-    return pose_graph.PoseGraph(count, first, (first + 1) % count, *measured, ones, ones), poses
+    return pose_graph.PoseGraph(
+        count, first, (first + 1) % count, np.asarray(measured.rotation), np.asarray(measured.translation), ones, ones
+    ), poses
 
 
 def marginals(graph: pose_graph.PoseGraph, poses: se3.Pose, nodes: np.ndarray) -> np.ndarray:
