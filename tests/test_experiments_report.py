@@ -210,12 +210,13 @@ def test_curves_table_keeps_scalars_of_every_seed(tmp_path):
     metrics = {
         "epoch": np.tile(np.arange(1, blocks + 1), (2, 1)),
         "loss": np.random.default_rng(0).random((2, blocks)),
+        'gain, "first" (bits)': np.ones((2, blocks)),
         "picture": np.zeros((2, blocks, 4, 4)),
     }
     path = tmp_path / "curves.csv"
     path.write_text(results._curves_table(metrics))
     columns = results.curves(path)
-    assert set(columns) == {"seed", "block", "epoch", "loss"}
+    assert set(columns) == {"seed", "block", "epoch", "loss", 'gain, "first" (bits)'}
     assert columns["loss"].shape == (2, results.BLOCKS)
     taken = columns["block"][0].astype(int) - 1
     assert (taken[0], taken[-1]) == (0, blocks - 1)

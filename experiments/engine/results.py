@@ -143,13 +143,13 @@ def _curves_table(metrics: dict[str, np.ndarray]) -> str:
     scalars = {name: values for name, values in metrics.items() if values.ndim == 2 and values.dtype.kind in "biuf"}
     seeds, blocks = next(iter(scalars.values())).shape if scalars else (0, 0)
     kept = np.unique(np.linspace(0, blocks - 1, min(blocks, BLOCKS)).round().astype(int)) if blocks else []
-    lines = [",".join(("seed", "block", *scalars))]
-    lines += [
-        ",".join((str(s), str(b + 1), *(f"{float(values[s, b]):.6g}" for values in scalars.values())))
-        for s in range(seeds)
-        for b in kept
-    ]
-    return "\n".join(lines) + "\n"
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("seed", "block", *scalars))
+    for s in range(seeds):
+        for b in kept:
+            writer.writerow((s, b + 1, *(f"{float(values[s, b]):.6g}" for values in scalars.values())))
+    return text.getvalue()
 
 
 def _read_one(path: Path) -> Kept:
