@@ -22,7 +22,7 @@ from scipy.spatial import KDTree
 from scipy.stats import rankdata
 
 from experiments.classifiers import crystal_mixture, decision_tree, naive_bayes
-from experiments.engine import style
+from experiments.engine import dataset, style
 from experiments.engine.exits import Refused
 from experiments.engine.experiment import Result, Row
 from experiments.simulators import orientation_samples as samples
@@ -92,20 +92,20 @@ def data(config: Config, folder: Path | None) -> Data:
     """Reads `ebsd_so3` of the data folder and leaves out what is no rotation (failed measurements)."""
     if folder is None or not (folder / "ebsd_so3").is_dir():
         raise Refused("orientations: no data folder with ebsd_so3/ is given; name one by --data or HAAR_DATA")
-    with np.load(folder / "ebsd_so3" / "nickel_ebsd.npz", allow_pickle=False) as nickel:
-        R = np.swapaxes(nickel["V"].reshape(-1, 3, 3), -1, -2)  # the file holds columns
-        place = nickel["location"].astype(np.int32) - 1
-        scan = nickel["rep"].astype(np.int32) - 1
-        position = np.zeros((place.max() + 1, 2), np.float32)
-        position[place] = np.stack([nickel["xpos"], nickel["ypos"]], axis=1)
+    nickel = dataset.load(folder / "ebsd_so3" / "nickel_ebsd.npz")
+    R = np.swapaxes(nickel["V"].reshape(-1, 3, 3), -1, -2)  # the file holds columns
+    place = nickel["location"].astype(np.int32) - 1
+    scan = nickel["rep"].astype(np.int32) - 1
+    position = np.zeros((place.max() + 1, 2), np.float32)
+    position[place] = np.stack([nickel["xpos"], nickel["ypos"]], axis=1)
     valid = np.isfinite(R).all((1, 2))
     valid &= np.abs(np.swapaxes(R, -1, -2) @ R - np.eye(3, dtype=R.dtype)).max((1, 2)) < 1e-3
     valid[valid] &= np.linalg.det(R[valid]) > 0
-    with np.load(folder / "ebsd_so3" / "drill.npz", allow_pickle=False) as drill:
-        q = drill["quat_wxyz"]
-        keep = (drill["joint"] == 0) & np.isfinite(q).all(1)
-        wrist = np.asarray(charts.matrix_from_quaternion(jnp.asarray(q[keep])))
-        subject = drill["subject"][keep].astype(np.int32)
+    drill = dataset.load(folder / "ebsd_so3" / "drill.npz")
+    q = drill["quat_wxyz"]
+    keep = (drill["joint"] == 0) & np.isfinite(q).all(1)
+    wrist = np.asarray(charts.matrix_from_quaternion(jnp.asarray(q[keep])))
+    subject = drill["subject"][keep].astype(np.int32)
     return Data(R[valid], place[valid], scan[valid], position, wrist, subject)
 
 

@@ -137,7 +137,7 @@ def _overview(kept: Sequence[results.Kept], missing: Sequence[str]) -> str:
         verdict = f'<span class="{kind}">{passed} of {len(gated)} pass</span>' if gated else "no gates"
         link = f'<a href="#{_anchor(record)}">{_escape(record.name)}</a>'
         run = [f"{record.preset}, {_seeds(record)}", f"{record.content['minutes']:.1f}", _escape(record.device)]
-        commit = f"<code>{_escape(record.content['commit'][:8])}</code>"
+        commit = f"<code>{_escape(record.commit)}</code>"
         rows.append((link, _escape(experiment.paper(record.name)), verdict, *run, commit))
     for name in missing:
         link = f'<a href="#{_escape(name)}">{_escape(name)}</a>'

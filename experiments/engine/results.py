@@ -98,6 +98,11 @@ class Kept:
         return self.content["preset"]
 
     @property
+    def commit(self) -> str:
+        """Eight digits, and a plus if there were uncommitted changes."""
+        return self.content["commit"][:8] + ("+" if "uncommitted" in self.content["commit"] else "")
+
+    @property
     def device(self) -> str:
         return f"{self.content['device'].get('count', '?')} x {self.content['device'].get('kind', 'unknown')}"
 

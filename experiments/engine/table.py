@@ -40,7 +40,7 @@ def markdown(kept: Sequence[results.Kept], missing: Sequence[str]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for record in kept:
         run = [f"{record.preset}, {len(record.content['seeds'])}", f"{record.content['minutes']:.1f}"]
-        run += [record.device, record.content["commit"][:8]]
+        run += [record.device, record.commit]
         paper = registry.paper(record.name)
         for line in record.lines:
             row = [record.name, paper, *cells(line), *run]
