@@ -323,9 +323,7 @@ def test_every_experiment_has_all_its_parts(name):
 
 def test_generated_pages_follow_from_the_records():
     for path, text in table.pages(ROOT).items():
-        assert path.read_text() == text, (
-            f"{path.name} was edited by hand; rebuild it by `python -m experiments reproduce`"
-        )
+        assert path.read_text() == text, f"{path.name} was edited by hand; rebuild it by `python -m experiments report`"
 
 
 def test_verdict_is_computed_from_the_gate():

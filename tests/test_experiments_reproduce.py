@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from matplotlib.figure import Figure
 
-from experiments.engine import cli, exits, experiment, report, reproduce, results, table
+from experiments.engine import cli, exits, experiment, report, results, table
 from experiments.engine.experiment import Experiment, Result, Row
 
 
@@ -130,4 +130,4 @@ def test_the_checkouts_own_records_rebuild_its_pages(registry, tmp_path, monkeyp
         assert path.read_text() == text
     (tmp_path / "README.md").write_text("# no place for a table\n")
     with pytest.raises(exits.Refused, match="expected one <!-- results: begin -->"):
-        reproduce.rebuild(tmp_path / "docs" / "results")
+        report.rebuild(tmp_path / "docs" / "results")

@@ -25,7 +25,7 @@ _USAGE = """usage: python -m experiments COMMAND
   list                        every experiment, its paper and its claim
   run NAME [options]          run one, or go on with it; `run NAME --help` shows every option
   reproduce [NAME ...]        run all or some, keep their records in docs/results, rebuild tables and report
-  report [options]            one HTML page of all kept records, with CSV and BibTeX
+  report [options]            rebuild tables and one HTML page, with CSV and BibTeX, from the kept records
   watch RUN                   how a run stands: progress, time left, every metric as a line; it may run elsewhere
   export RUN                  weights (safetensors) and program (StableHLO) of a run, to use without haar
   launch [options] run ...    the processes of a run; when one dies, all start again from the last checkpoint

@@ -25,7 +25,7 @@ _SHOWN = ("experiment", "preset", "config", "seeds", "rows", "minutes", "device"
 
 @dataclass(frozen=True)
 class _Options:
-    """One HTML page from the committed records, with a CSV and a BibTeX file beside it; works without a network."""
+    """One HTML page from the kept records, with CSV and BibTeX beside it; rebuilds README.md and docs/results.md."""
 
     results: Path | None = None
     """Folder of records NAME/PRESET.json; default: docs/results of this checkout."""
@@ -36,7 +36,7 @@ class _Options:
 def command(arguments: list[str]) -> None:
     """python -m experiments report."""
     options = tyro.cli(_Options, args=arguments, prog="python -m experiments report")
-    for path in write(options.results or committed(), options.out):
+    for path in rebuild((options.results or committed()).resolve(), options.out):
         print(path)
 
 
@@ -53,6 +53,19 @@ def committed() -> Path:
     if not in_checkout():
         raise exits.Refused("this haar is not in a checkout, which holds docs/results; name a folder with --results")
     return _ROOT / "docs" / "results"
+
+
+def rebuild(folder: Path, out: Path | None = None) -> list[Path]:
+    """Writes what follows from the records in `folder`: the report, and README.md and docs/results.md if it is ours."""
+    written = write(folder, out)
+    if in_checkout() and folder == committed():
+        pages = table.pages(_ROOT)
+    else:
+        kept = results.read(folder)
+        pages = {folder / "results.md": table.summary(kept, results.not_run(kept))}
+    for path, text in pages.items():
+        files.write_bytes(path, text.encode())
+    return [*pages, *written]
 
 
 def write(folder: Path, out: Path | None = None) -> list[Path]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import tyro
 
-from experiments.engine import exits, experiment, files, options, report, results, table
+from experiments.engine import exits, experiment, options, report, results
 
 _PROGRAM = "python -m experiments reproduce [NAME ...]"
 
@@ -36,26 +36,13 @@ def command(arguments: list[str]) -> None:
     options.set_up(asked[0][1])
     begun = time.monotonic()
     failures = [line for chosen, one, config in asked if (line := _reproduce(chosen, one, config, folder))]
-    for path in rebuild(folder):
+    for path in report.rebuild(folder):
         print(path)
     print(
         f"{len(asked) - len(failures)} of {len(asked)} experiments ran, {(time.monotonic() - begun) / 60:.1f} minutes"
     )
     if failures:
         raise exits.Incomplete("\n".join(failures))
-
-
-def rebuild(folder: Path) -> list[Path]:
-    """Writes what follows from the records in `folder`: README.md and docs/results.md if it is the checkout's own."""
-    written = report.write(folder)
-    if report.in_checkout() and folder == report.committed():
-        pages = table.pages(folder.parents[1])
-    else:
-        kept = results.read(folder)
-        pages = {folder / "results.md": table.summary(kept, results.not_run(kept))}
-    for path, text in pages.items():
-        files.write_bytes(path, text.encode())
-    return [*pages, *written]
 
 
 def _parse(chosen: experiment.Experiment, flags: list[str]) -> tuple[Options, Any]:
