@@ -42,7 +42,7 @@ RADIUS = 0.172  # rad, of the 95 % region of the mean, Cayley κ = 10, n = 50: o
 SPACING = 0.2  # of the scan's hexagonal grid, in the unit of its coordinates (micrometres)
 SAME_GRAIN = 5.0  # degrees of disorientation between neighbours at most
 GRAIN_COLOURS = np.array([*style.COLOURS, "#999999", "#F0E442", "#882255", "#44AA99", "#DDDDDD"])
-FEATURES = {"no angle": None, "misorientation": "raw", "disorientation": "cubic"}
+FEATURES = {"no_angle": None, "misorientation": "raw", "disorientation": "cubic"}
 
 
 @dataclass(frozen=True)
@@ -238,8 +238,8 @@ def classify(
         tree = decision_tree.grow(table[train], boundary[train], config.depth)
         scores["tree"] = tree.predict(table[~train])
         for method, score in scores.items():
-            found[f"{method}, {name}: area"] = area_under_roc(score, boundary[~train])
-        found[f"{name}: first gain (bits)"] = tree.gain
+            found[f"{method}_{name}_area"] = area_under_roc(score, boundary[~train])
+        found[f"{name}_first_gain_bits"] = tree.gain
     return found
 
 
@@ -349,9 +349,13 @@ def result(config: Config, metrics: dict[str, np.ndarray], state: State, data: D
     ]
     for method, label in (("bayes", "naive Bayes"), ("tree", "decision tree")):
         rows += [
-            row(f"boundaries by {label}, {name}: area under ROC", found[f"{method}, {name}: area"]) for name in FEATURES
+            row(f"boundaries by {label}, {name.replace('_', ' ')}: area under ROC", found[f"{method}_{name}_area"])
+            for name in FEATURES
         ]
-    rows += [row(f"first split of the tree, {name} (bits)", found[f"{name}: first gain (bits)"]) for name in FEATURES]
+    rows += [
+        row(f"first split of the tree, {name.replace('_', ' ')} (bits)", found[f"{name}_first_gain_bits"])
+        for name in FEATURES
+    ]
     rows += [
         row("wrist 1, 95 % region's radius (°)", found["wrist_region_radius_degrees"]),
         row("wrist 1, 95 % posterior radius (°)", found["wrist_posterior_radius_degrees"]),
@@ -403,7 +407,7 @@ def _draw_angles(axes: Any, found: dict[str, np.ndarray]) -> None:
 
 def _draw_areas(axes: Any, found: dict[str, np.ndarray]) -> None:
     for shift, method, label in ((-0.12, "bayes", "naive Bayes"), (0.12, "tree", "decision tree")):
-        values = np.array([found[f"{method}, {name}: area"] for name in FEATURES])
+        values = np.array([found[f"{method}_{name}_area"] for name in FEATURES])
         colour = style.COLOURS[0] if method == "bayes" else style.COLOURS[1]
         axes.plot(
             np.repeat(np.arange(len(FEATURES)) + shift, values.shape[1]), values.ravel(), "o", color=colour, label=label
