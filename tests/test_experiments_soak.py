@@ -72,18 +72,22 @@ class _Saver:
     def __init__(self, folder: Path) -> None:
         environment = os.environ | {"PYTHONPATH": str(ROOT), "HAAR_CHECK": "0", "JAX_PLATFORMS": "cpu"}
         command = [sys.executable, "-u", "-c", SAVER, str(folder), str(ROOT / "tests")]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(command, env=environment, **pipes)  # type: ignore[call-overload]
+        self.process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.stdin, self.stdout = self.process.stdin, self.process.stdout
 
     def _line(self) -> list[str]:
-        ready, _, _ = select.select([self.process.stdout], [], [], 60)
+        ready, _, _ = select.select([self.stdout], [], [], 60)
         assert ready, "the saver is silent"
-        return self.process.stdout.readline().split()
+        return self.stdout.readline().split()
 
     def round(self, saves: int, wait: float) -> tuple[int, int, int]:
         """(restored step, last acknowledged step, warnings); killed `wait` seconds after the given number of saves."""
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
+        self.stdin.write("\n")
+        self.stdin.flush()
         restored = acknowledged = warnings = pid = 0
         killed = False
         while True:
@@ -109,7 +113,7 @@ def test_kill_at_any_moment_of_saving_and_deleting_loses_nothing_acknowledged(tm
         restored, newest, warnings = saver.round(int(rng.integers(1, 5)), rng.uniform(0, 2 * seconds))
         assert restored >= acknowledged, f"kill {kill}: step {acknowledged} was acknowledged, {restored} came back"
         ahead, warned, acknowledged = ahead + (restored > acknowledged), warned + warnings, newest
-    saver.process.stdin.close()
+    saver.stdin.close()
     saver.process.wait(60)
     restored = checkpoint.Checkpoints(tmp_path / "c").restore(_state(0))
     assert restored.step >= acknowledged

@@ -127,7 +127,7 @@ def test_exported_program_runs_without_haar(tmp_path):
     expected = np.asarray(apply(parameters, jnp.asarray(x)))
     for batch in (1, 5):
         y = np.load(tmp_path / f"y{batch}.npy", allow_pickle=False)
-        np.testing.assert_allclose(y, expected[:batch], rtol=0, atol=4 * np.finfo(np.float32).eps)
+        np.testing.assert_allclose(y, expected[:batch], rtol=0, atol=float(4 * np.finfo(np.float32).eps))
 
 
 def test_export_refuses_what_is_no_run(tmp_path):

@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.engine import mesh as devices
-from experiments.engine import rollback
+from experiments.engine import rollback, traced
 from experiments.engine.exits import Refused
 from experiments.engine.experiment import Experiment
 
@@ -42,8 +42,9 @@ def compiled(experiment: Experiment, config: Any, states: Any, data: tuple[Any, 
 
     begun = time.monotonic()
     cache = _CacheCount.now()
+    call: Callable[..., Any] = lambda compiled: compiled
     if mesh is None:
-        lowered = jax.jit(advance_seeds).lower(states, *data)
+        call, lowered = traced.lower(experiment, config, advance_seeds, (states, *data))
     else:
         seeds = len(jax.tree.leaves(states)[0])
         whole = NamedSharding(mesh, PartitionSpec())
@@ -60,13 +61,14 @@ def compiled(experiment: Experiment, config: Any, states: Any, data: tuple[Any, 
         with dealt:
             lowered = jax.jit(advance_seeds, out_shardings=whole).lower(states, *data)
     _refuse_changed_types(experiment, states, lowered.out_info[0])
-    advance = lowered.compile()
-    return Program(advance, time.monotonic() - begun, str(_CacheCount.now() - cache))
+    return Program(call(lowered.compile()), time.monotonic() - begun, str(_CacheCount.now() - cache))
 
 
 def _refuse_changed_types(experiment: Experiment, before: Any, after: Any) -> None:
-    pairs = zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True)
-    for (path, old), new in pairs:
+    paths, leaves = jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after)
+    if len(paths) != len(leaves):
+        raise Refused(f"{experiment.name}: a state has {len(paths)} arrays before a block and {len(leaves)} after it")
+    for (path, old), new in zip(paths, leaves, strict=True):
         if (old.shape, old.dtype) != (new.shape, new.dtype):
             raise Refused(
                 f"{experiment.name}: {jax.tree_util.keystr(path)[1:]} is {old.dtype}{old.shape[1:]} before a block and "
@@ -85,9 +87,10 @@ class _CacheCount(NamedTuple):
     def now(cls) -> "_CacheCount":
         if not _counts:
             jax.monitoring.register_event_listener(_count)
-            jax.monitoring.register_event_duration_secs_listener(_count)
+            jax.monitoring.register_event_duration_secs_listener(_add)
             _counts.update(dict.fromkeys(_EVENTS, 0.0))
-        return cls(*(kind(_counts[event]) for kind, event in zip((int, int, float), _EVENTS, strict=True)))
+        found, missed, saved = (_counts[event] for event in _EVENTS)
+        return cls(int(found), int(missed), saved)
 
     def __sub__(self, other: "_CacheCount") -> "_CacheCount":
         return _CacheCount(self.found - other.found, self.missed - other.missed, self.saved - other.saved)
@@ -104,6 +107,10 @@ _EVENTS = tuple(f"/jax/compilation_cache/{event}" for event in ("cache_hits", "c
 _counts: dict[str, float] = {}
 
 
-def _count(event: str, seconds: float = 1.0, **_: Any) -> None:
+def _count(event: str, **_: str | int) -> None:
+    _add(event, 1.0)
+
+
+def _add(event: str, duration_secs: float, **_: str | int) -> None:
     if event in _counts:
-        _counts[event] += seconds
+        _counts[event] += duration_secs

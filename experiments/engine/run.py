@@ -78,6 +78,8 @@ def run(experiment: Experiment, config: Any, request: Request) -> Path:
 class _Run:
     """A run in its folder, which this process has to itself. Only process 0 of many writes there."""
 
+    _checkpoints: saving.Checkpoints  # of process 0
+
     def __init__(self, experiment: Experiment, config: Any, request: Request, folder: Path) -> None:
         started = time.monotonic()
         self.experiment, self.module, self.config, self.request = experiment, experiment.module, config, request
