@@ -29,16 +29,11 @@ from experiments.simulators import charged_particles
 from experiments.simulators.charged_particles import SPLITS, Sample
 from lie import harmonics, smooth, so3
 
-BIBTEX = r"""
-@inproceedings{satorras2021egnn,
-  title = {E(n) Equivariant Graph Neural Networks},
+BIBTEX = r"""@inproceedings{satorras2021egnn,
+  title = {E(n) Equivariant Graph Neural Networks}, booktitle = {International Conference on Machine Learning},
   author = {Satorras, V{\'i}ctor Garcia and Hoogeboom, Emiel and Welling, Max},
-  booktitle = {International Conference on Machine Learning},
-  year = {2021},
-  eprint = {2102.09844},
-  archiveprefix = {arXiv},
-}
-"""
+  year = {2021}, eprint = {2102.09844}, archiveprefix = {arXiv},
+}"""
 MODELS = ("radial_field", "gnn", "egnn")
 LABELS = {"linear": "Linear", "radial_field": "Radial field", "gnn": "GNN", "egnn": "EGNN", "segnn": "SEGNN"}
 ROTATIONS = 8  # of the test set, for the final figures of equivariance

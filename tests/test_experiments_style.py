@@ -12,7 +12,7 @@ def test_cloud_frames_and_sphere_are_drawn_on_one_scale(tmp_path):
     random = np.random.default_rng(0)
     x = random.normal(size=(200, 3))
     x = x / np.linalg.norm(x, axis=1, keepdims=True) * 2 + np.array([5.0, 0, 0])
-    R = Rotation.random(20, random_state=1).as_matrix()
+    R = Rotation.from_rotvec(random.normal(size=(20, 3))).as_matrix()
     axes = {}
 
     def draw(_):

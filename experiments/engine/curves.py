@@ -61,7 +61,7 @@ def _figure(title: str, axis: str, x: np.ndarray, metrics: Mapping[str, np.ndarr
     parts = _frame(axis, x, (low, high), logarithmic, right)
     legend = []
     for i, (name, values) in enumerate(metrics.items()):
-        whole = np.isfinite(values).all(axis=0)  # a block where some seed has no number is a gap
+        whole = np.atleast_1d(np.isfinite(values).all(axis=0))  # a block where some seed has no number is a gap
         colour, dash = f"c{i % COLOURS}", ' stroke-dasharray="5 3"' if i >= COLOURS else ""
         for piece in np.split(np.arange(len(x)), np.flatnonzero(np.diff(whole)) + 1):
             if not len(piece) or not whole[piece[0]]:

@@ -66,7 +66,7 @@ def equal(axes: Axes3D, *things: np.ndarray) -> None:
     half = 0.5 * float((high - low).max()) or 1.0  # one point has no size: any scale shows it
     for limits, middle in zip((axes.set_xlim, axes.set_ylim, axes.set_zlim), (low + high) / 2, strict=True):
         limits(middle - half, middle + half)
-    axes.set_box_aspect((1, 1, 1), zoom=1.35)
+    axes.set_box_aspect((1, 1, 1), zoom=1.35)  # type: ignore[arg-type]
 
 
 def sphere(axes: Axes3D, centre: Sequence[float] = (0, 0, 0), radius: float = 1.0) -> None:
@@ -82,7 +82,7 @@ def sphere(axes: Axes3D, centre: Sequence[float] = (0, 0, 0), radius: float = 1.
 
 def points(axes: Axes3D, x: np.ndarray, colour: Any = COLOURS[0], size: float = 6.0, **more: Any) -> None:
     """A cloud x (n, 3), faded with its distance; `colour` may be one for each point, or numbers with `cmap`."""
-    axes.scatter(*np.moveaxis(np.asarray(x), -1, 0), c=colour, s=size, linewidths=0, **more)
+    axes.scatter(*np.moveaxis(np.asarray(x), -1, 0), c=colour, s=size, linewidths=0, **more)  # type: ignore[arg-type]
 
 
 def frames(axes: Axes3D, R: np.ndarray, position: np.ndarray | None = None, length: float = 1.0) -> None:
