@@ -7,7 +7,7 @@ from typing import Any
 
 import tyro
 
-from experiments.engine import exits, experiment, options, report, results
+from experiments.engine import exits, experiment, mesh, options, report, results
 
 _PROGRAM = "python -m experiments reproduce [NAME ...]"
 
@@ -36,8 +36,9 @@ def command(arguments: list[str]) -> None:
     options.set_up(asked[0][1])
     begun = time.monotonic()
     failures = [line for chosen, one, config in asked if (line := _reproduce(chosen, one, config, folder))]
-    for path in report.rebuild(folder):
-        print(path)
+    if mesh.leads():  # of many processes, one writes
+        for path in report.rebuild(folder):
+            print(path)
     print(
         f"{len(asked) - len(failures)} of {len(asked)} experiments ran, {(time.monotonic() - begun) / 60:.1f} minutes"
     )
@@ -64,6 +65,8 @@ def _reproduce(chosen: experiment.Experiment, one: Options, config: Any, folder:
     run, failure = options.attempt(chosen, one, config)
     if run is None:
         return f"{chosen.name}: {failure}"
+    if not mesh.leads():
+        return ""
     with exits.refusing_full_disk(folder):
         results.keep(run, folder, chosen.name, one.preset)
     print(f"{chosen.name}: kept in {folder / chosen.name}, {time.monotonic() - begun:.0f} s\n", flush=True)

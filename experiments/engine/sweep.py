@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from experiments.engine import exits, experiment, files, identity, options, results, style, table
+from experiments.engine import exits, experiment, files, identity, mesh, options, results, style, table
 
 _ABREAST = 5  # points beside each other in one table
 _PANELS = 12  # results drawn, at most
@@ -82,9 +82,13 @@ def carry_out(chosen: experiment.Experiment, asked: Options, arguments: Sequence
     for i, point in enumerate(points):
         print(f"\npoint {i + 1} of {len(points)}: {point.label}", flush=True)
         run, failure = options.attempt(chosen, point.asked, point.config)
+        if not mesh.leads():  # of many processes, one writes
+            continue
         outcomes[i] = Outcome(point, run, files.read_json(run / "result.json") if run else None, failure)
         with exits.refusing_full_disk(folder):
             _keep(folder, chosen.name, told, outcomes)
+    if not mesh.leads():
+        return folder
     with exits.refusing_full_disk(folder):
         style.render(_figure, outcomes, folder, "sweep")
     print((folder / "sweep.txt").read_text(), end="")
