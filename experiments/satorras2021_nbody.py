@@ -291,7 +291,7 @@ def advance(config: Config, state: State, data: dict[str, Sample]) -> tuple[Stat
     steps = config.train_samples // config.batch
     orders = jax.vmap(lambda k: jax.random.permutation(k, config.train_samples)[: steps * config.batch])
     batches = orders(jax.random.split(shuffle_key, config.test_every)).reshape(-1, config.batch)
-    R = so3.sample((), jnp.float32, key=rotation_key)
+    R = so3.sample((), data["test"].position.dtype, key=rotation_key)
     metrics: Metrics = {"epoch": state.epoch + config.test_every}
     trainings = {}
     for name in selected(config):
@@ -368,7 +368,7 @@ def rotated(sample: Sample, R: Float[Array, "3 3"]) -> Sample:
 
 def result(config: Config, metrics: dict[str, np.ndarray], state: State, data: dict[str, Sample]) -> Result:
     """The table: test errors at the best validation error, and what rotating the test set does to each model."""
-    rotations = so3.sample((ROTATIONS,), jnp.float32, key=jax.random.key(0))
+    rotations = so3.sample((ROTATIONS,), data["test"].position.dtype, key=jax.random.key(0))
     long_enough = config.epochs >= PRESETS["cpu"].epochs and config.train_samples >= 3000
     errors, changes, discrepancies = {}, {}, {}
     for name in selected(config):

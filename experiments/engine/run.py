@@ -179,7 +179,13 @@ class _Run:
         config = self.config
         if self.remedies.lowered:
             config = self.module.lower_rate(config, 0.5**self.remedies.lowered)
-        compiled = program.compiled(self.experiment, config, self.states, self.placed_data, self.mesh)
+        try:
+            compiled = program.compiled(self.experiment, config, self.states, self.placed_data, self.mesh)
+        except TypeError as error:
+            if self.request.dtype is None:
+                raise
+            message = f"--dtype {self.request.dtype}: {self.experiment.name} does not follow it: {error}"
+            raise exits.Refused(message.splitlines()[0]) from error
         self.advance: Callable[..., Any] = compiled.advance
         return compiled
 
