@@ -1,5 +1,6 @@
 """A run seen from outside: how far, how fast, every metric as a line of blocks; running, finished or dead."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -74,12 +75,12 @@ def command(arguments: list[str]) -> None:
     if options.once or not sys.stdout.isatty():
         console.print(draw(view, console.width))
         return
-    with Live(draw(view, console.width), console=console, auto_refresh=False) as live:
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        Live(draw(view, console.width), console=console, auto_refresh=False) as live,
+    ):
         while view.state in ("running", "starting"):
-            try:
-                time.sleep(options.every)
-            except KeyboardInterrupt:
-                return
+            time.sleep(options.every)
             view = look(folder)
             live.update(draw(view, console.width), refresh=True)
 
@@ -145,7 +146,9 @@ def draw(view: View, width: int) -> Group:
     if not view.metrics:
         return Group(header, Text(", ".join(parts)), Text("no block is finished yet"))
     seeds = len(next(iter(view.metrics.values())))
-    return Group(header, Text(", ".join(parts)), Text(f"median of {seeds} seeds" if seeds > 1 else ""), table)
+    if seeds > 1:
+        parts.append(f"metrics: median of {seeds} seeds")
+    return Group(header, Text(", ".join(parts)), table)
 
 
 def sparkline(values: Sequence[float] | np.ndarray, room: int) -> str:
