@@ -39,7 +39,7 @@ def _text(view):
     console = Console(width=140, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(watch.draw(view, 140))
     console.file.close()
-    return console.export_text()
+    return " ".join(console.export_text().split())  # however it was wrapped
 
 
 def test_running_run_shows_rate_time_left_memory_and_every_scalar(folder):
