@@ -98,30 +98,36 @@ class Timings:
         return min(names, key=self.median)
 
 
-def interleave(calls: Mapping[str, Callable[[], Any]], rounds: int, shortest: float = 1e-3) -> Timings:
+def interleave(
+    calls: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    shortest: float = 1e-3,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Timings:
     """Times every call once a round, `rounds` times, in an order that rotates so that none always runs first.
 
     A call faster than `shortest` seconds is repeated within its turn until the turn takes that long. Compiles first.
+    `clock` time.perf_counter counts seconds on the wall, time.process_time those of all our threads.
     """
     repeats = {}
     for name, call in calls.items():
         for _ in range(3):  # compiles, then fills the allocator's and the processor's caches
             jax.block_until_ready(call())
-        repeats[name] = max(1, math.ceil(shortest / max(_seconds(call, 3), 1e-9)))
+        repeats[name] = max(1, math.ceil(shortest / max(_seconds(call, 3, clock), 1e-9)))
     seconds = {name: [] for name in calls}
     order = list(calls)
     for turn in range(rounds):
         shift = turn % len(order)
         for name in order[shift:] + order[:shift]:
-            seconds[name].append(_seconds(calls[name], repeats[name]))
+            seconds[name].append(_seconds(calls[name], repeats[name], clock))
     return Timings(seconds)
 
 
-def _seconds(call: Callable[[], Any], repeats: int) -> float:
-    start = time.perf_counter()
+def _seconds(call: Callable[[], Any], repeats: int, clock: Callable[[], float]) -> float:
+    start = clock()
     for _ in range(repeats):
         jax.block_until_ready(call())
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats
 
 
 def compile_seconds(calls: Mapping[str, tuple[Call, tuple[Any, ...]]], rounds: int = 5) -> Timings:

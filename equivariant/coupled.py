@@ -100,9 +100,10 @@ class PathsKept(NamedTuple):
         return stacked, vectors_bar, jnp.concatenate([W_bar[start] for start in sorted(W_bar)], axis=1)
 
     def floats(self, product: paths.Product, channels: int) -> int:
-        """Messages thrice, and the matrices."""
-        rows = sum(2 * path.out[0] + 1 for path in paths.of(product))
-        return 3 * rows * channels + sum(entry.table.shape[1] for entry in entries(product))
+        """Messages thrice, features both ways, weights twice, and the matrices."""
+        every = paths.of(product)
+        rows = 3 * sum(2 * path.out[0] + 1 for path in every) + 2 * product.parities_in * (product.degree_in + 1) ** 2
+        return (rows + 2 * len(every)) * channels + sum(entry.table.shape[1] for entry in entries(product))
 
 
 def gather(product: paths.Product, sums: tuple[Array, ...]) -> tuple[tuple[Array, ...], ...]:
