@@ -51,8 +51,8 @@ def build(channels: int, max_degree: int, layers: int, species: int, cutoff: flo
                     if gates.dim
                     else e3nn.scalar_activation(x, [jax.nn.silu])
                 )
-            y = e3nn_flax.Linear(f"{READOUT}x0e", name="readout")(x)
-            return e3nn_flax.Linear("0e", name="energy")(y).array[:, 0]
+            y = e3nn_flax.Linear(e3nn.Irreps(f"{READOUT}x0e"), name="readout")(x)
+            return e3nn_flax.Linear(e3nn.Irreps("0e"), name="energy")(y).array[:, 0]
 
     network = Network()
     return network.init, network.apply
