@@ -119,6 +119,15 @@ def test_wrong_flags_are_refused_before_anything_runs(registry, tmp_path, capsys
     assert "--blocks" not in shown
 
 
+def test_metric_with_a_name_of_the_engine_is_refused(registry, capsys):
+    def advance(config, state):
+        return state._replace(block=state.block + 1), {"loss": state.weight, "step": state.block}
+
+    registry(_decay(advance=advance))
+    assert _status(["run", "decay"]) == exits.REFUSED
+    assert "decay: a metric is called step, as a field of the engine's own" in capsys.readouterr().err
+
+
 def test_the_checkouts_own_records_rebuild_its_pages(registry, tmp_path, monkeypatch):
     registry(_decay())
     (tmp_path / "docs" / "results").mkdir(parents=True)

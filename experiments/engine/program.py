@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.engine import mesh as devices
-from experiments.engine import rollback, traced
+from experiments.engine import record, rollback, traced
 from experiments.engine.exits import Refused
 from experiments.engine.experiment import Experiment
 
@@ -61,6 +61,8 @@ def compiled(experiment: Experiment, config: Any, states: Any, data: tuple[Any, 
         with dealt:
             lowered = jax.jit(advance_seeds, out_shardings=whole).lower(states, *data)
     _refuse_changed_types(experiment, states, lowered.out_info[0])
+    if taken := sorted(set(record.ENGINES) & set(lowered.out_info[1])):
+        raise Refused(f"{experiment.name}: a metric is called {taken[0]}, as a field of the engine's own; rename it")
     return Program(call(lowered.compile()), time.monotonic() - begun, str(_CacheCount.now() - cache))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from experiments.engine import files
 from experiments.engine.experiment import Row
 
-_NOT_METRICS = ("step", "attempt", "seconds")
+ENGINES = ("step", "attempt", "seconds")
 
 
 def last_lines(lines: Sequence[dict[str, Any]], last_step: int) -> list[dict[str, Any]]:
@@ -22,7 +22,7 @@ def last_lines(lines: Sequence[dict[str, Any]], last_step: int) -> list[dict[str
 
 def stack(lines: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
     """Metrics as arrays (seeds, blocks, ...), in the order of the lines."""
-    names = [name for name in (lines[0] if lines else {}) if name not in _NOT_METRICS]
+    names = [name for name in (lines[0] if lines else {}) if name not in ENGINES]
     return {name: np.moveaxis(np.array([line[name] for line in lines]), 0, 1) for name in names}
 
 
@@ -35,16 +35,22 @@ def result(
     experiment: str, preset: str, folder: Path, rows: list[tuple[Row, ...]], seeds: list[int], minutes: float
 ) -> dict[str, Any]:
     """The record of a finished run; `rows` holds for each number the rows of all seeds."""
-    source = files.read_json(folder / "provenance.json")
+    source, asked = (files.read_json(folder / f"{name}.json") for name in ("provenance", "config"))
+    faults = files.Lines(folder / "faults.jsonl").read()
     return {
         "experiment": experiment,
         "preset": preset,
         "id": folder.name,
-        "config": files.read_json(folder / "config.json")["config"],
+        "config": asked["config"],
         "seeds": seeds,
         "rows": [_merge(per_seed) for per_seed in rows],
         "minutes": round(minutes, 2),
         "device": source["device"],
+        "mesh": {"devices": source.get("devices", 1), "processes": source.get("processes", 1)},
+        "precision": asked.get("precision", {}),
+        "remedies": [
+            f"{fault['remedy']} at block {fault['block']}" for fault in faults
+        ],  # against NaN: see rollback.py
         "versions": source["versions"],
         "commit": source["git"]["commit"] + (" with uncommitted changes" if source["git"]["uncommitted"] else ""),
         "data_sha256": source["data_sha256"],

@@ -22,7 +22,6 @@ from experiments.engine import exits, experiment, files, progress, record
 
 _BARS = "▁▂▃▄▅▆▇█"
 _SILENT = 60.0  # seconds without a sign of life after which a run on another machine is called silent
-_ENGINES = ("step", "attempt", "seconds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +99,7 @@ def look(folder: Path) -> View:
     """Reads the folder; torn and missing files are read as far as they go."""
     told, lines = _told(folder / progress.FILE), _lines(folder)
     done = max((line["step"] for line in lines), default=0)
-    names = [name for name in (lines[-1] if lines else ()) if name not in _ENGINES and _scalars(lines, name)]
+    names = [name for name in (lines[-1] if lines else ()) if name not in record.ENGINES and _scalars(lines, name)]
     scalars = {name: np.array([line[name] for line in lines], float).T for name in names}
     recent = [line["seconds"] for line in lines[-20:]]
     made = _told(folder / "provenance.json").get("compiled", {})
@@ -210,7 +209,7 @@ def _lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def _usable(line: Any) -> bool:
-    return isinstance(line, dict) and all(isinstance(line.get(name), int | float) for name in _ENGINES)
+    return isinstance(line, dict) and all(isinstance(line.get(name), int | float) for name in record.ENGINES)
 
 
 def _scalars(lines: Sequence[dict[str, Any]], name: str) -> bool:
