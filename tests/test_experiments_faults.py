@@ -54,6 +54,7 @@ def test_nan_from_a_passing_fault_leaves_no_trace_in_the_result(tmp_path, monkey
     broken = run.run(small.experiment(), small.Config(20), small.request(tmp_path / "broken"))
     assert small.metrics(broken) == small.metrics(whole)
     assert _faults(broken) == [(7, rollback.AGAIN)]
+    assert json.loads((broken / "result.json").read_text())["remedies"] == ["again at block 7"]
 
 
 def test_update_that_makes_nan_is_skipped_and_other_seeds_do_not_notice(tmp_path):
