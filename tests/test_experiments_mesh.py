@@ -60,6 +60,7 @@ def test_eight_devices_give_the_loss_of_one(tmp_path, alone):
     np.testing.assert_allclose(_loss(tmp_path / "eight"), _loss(alone)[:1], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_seeds_dealt_out_are_computed_bit_for_bit_as_alone(tmp_path, alone):
     _finish(_start(tmp_path / "two", 2, 2, fake=2))
     assert np.array_equal(_loss(tmp_path / "two"), _loss(alone))
