@@ -156,7 +156,7 @@ def advance(config: Config, state: State) -> tuple[State, Metrics]:
     R = so3.sample((config.rotations,), jnp.float32, key=key_test)
     turn = lambda R: jnp.einsum("ij,scj->sci", R, x, precision=jax.lax.Precision.HIGHEST)
     parameters, all_moments = {}, {}
-    metrics: Metrics = {"step": (state.block + 1) * steps}
+    metrics: Metrics = {"trained_steps": (state.block + 1) * steps}
     for name in MODELS:
         predict = _predictor(config, name)
 
@@ -243,7 +243,7 @@ def figure(metrics: dict[str, np.ndarray]) -> Figure:
         axes.axis("off")
         axes.set_title(name, fontsize=8)
     curve, *maps = below.subplots(1, 4, width_ratios=[1.6, 1, 1, 1])
-    step = metrics["step"][0]
+    step = metrics["trained_steps"][0]
     for name, colour in zip(MODELS, (style.COLOURS[0], style.COLOURS[1], style.COLOURS[2]), strict=True):
         values = 100 * metrics[f"{name}_test_accuracy"]
         curve.plot(step, np.median(values, axis=0), color=colour, label=MODELS[name])
