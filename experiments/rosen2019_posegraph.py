@@ -405,7 +405,7 @@ def _draw_certificates(axes: Any, found: dict[str, np.ndarray]) -> None:
     axes.set_xlim(left=-0.02)
     axes.set(
         xlabel="(f − f*) / number of measurements",
-        ylabel="smallest eigenvalue of the dual (0 proves)",
+        ylabel="least eigenvalue of the dual (0 proves)",
         title="Random starts, judged",
     )
     axes.legend()
@@ -447,4 +447,5 @@ def _draw_race(axes: Any, found: dict[str, np.ndarray]) -> None:
     axes.plot(1 + np.flatnonzero(above), newton[above], ".-", color=style.COLOURS[6], label="Gauss-Newton")
     axes.set(xlabel="step", ylabel="f / f* − 1", xscale="log", yscale="log", title="Race (each at its best rate)")
     axes.set_ylim(bottom=1e-13)
+    axes.set_xlim(left=0.1)
     axes.legend(fontsize=7, loc="lower left")

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import Array
+from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
 
 from equivariant import features, graph, tensor_field_network
@@ -79,7 +80,7 @@ PRESETS = {
 class State(NamedTuple):
     key: Array
     block: Array
-    parameters: dict[str, Any]
+    parameters: dict[str, Array]
     moments: dict[str, Any]
 
 
@@ -116,9 +117,10 @@ def logits(model: Any, x: Array) -> Array:
 
 
 def _predictor(config: Config, name: str) -> Any:
-    """predict(parameters, x); the module is rebuilt around the parameters while tracing."""
-    structure, _ = nnx.split(nnx.eval_shape(lambda: build(config, name, nnx.Rngs(0))))
-    return lambda parameters, x: logits(nnx.merge(structure, parameters), x)
+    """predict(parameters, x), the parameters as one vector: some of the network's arrays are empty."""
+    structure, shapes = nnx.split(nnx.eval_shape(lambda: build(config, name, nnx.Rngs(0))))
+    _, unravel = ravel_pytree(jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes))
+    return lambda parameters, x: logits(nnx.merge(structure, unravel(parameters)), x)
 
 
 def answers(scores: Array) -> Array:
@@ -132,7 +134,7 @@ def init(config: Config, key: Array) -> State:
     """Untrained networks, each from its own key."""
     key, *keys = jax.random.split(key, 1 + len(MODELS))
     parameters = {
-        name: nnx.state(build(config, name, nnx.Rngs(params=one)), nnx.Param)
+        name: ravel_pytree(nnx.state(build(config, name, nnx.Rngs(params=one)), nnx.Param))[0]
         for name, one in zip(MODELS, keys, strict=True)
     }
     moments = {name: optax.adam(config.rate).init(values) for name, values in parameters.items()}
