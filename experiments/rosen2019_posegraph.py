@@ -446,6 +446,5 @@ def _draw_race(axes: Any, found: dict[str, np.ndarray]) -> None:
     above = newton > 1e-13
     axes.plot(1 + np.flatnonzero(above), newton[above], ".-", color=style.COLOURS[6], label="Gauss-Newton")
     axes.set(xlabel="step", ylabel="f / f* − 1", xscale="log", yscale="log", title="Race (each at its best rate)")
-    axes.set_ylim(bottom=1e-13)
-    axes.set_xlim(left=0.1)
+    axes.set(xlim=(0.1, None), ylim=(1e-13, None))
     axes.legend(fontsize=7, loc="lower left")
