@@ -50,7 +50,7 @@ class Config:
     """Sizes of the simulations and of the mixture."""
 
     simulations: int = 20_000
-    """Samples whose regions and p-values are counted; a tenth of them for tests by permutations."""
+    """Samples whose regions and p-values are counted; half of them for tests by permutations."""
     components: int = 14
     """Of the mixture of grains."""
     em_steps: int = 40
@@ -257,7 +257,7 @@ def advance(config: Config, state: State, data: Data) -> tuple[State, Metrics]:
     cover, radius = samples.simulate(samples.region, count, keys[0])
     rejected = samples.simulate(samples.tests, count, keys[1])
     credible = samples.simulate(samples.posterior, count, keys[2])
-    differing = samples.simulate(samples.two_samples, max(count // 10, 1), keys[3])
+    differing = samples.simulate(samples.two_samples, max(count // 2, 1), keys[3])
     metrics = {
         "region_coverage": jnp.mean(cover.astype(jnp.float32)),
         "region_radius": jnp.mean(radius),
