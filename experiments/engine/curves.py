@@ -8,7 +8,7 @@ import numpy as np
 
 WIDTH, HEIGHT = 340, 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 8, 34
-_AXES = ("epoch", "iteration", "samples", "time")  # metrics that are an abscissa, best first
+_AXES = ("epoch", "trained_steps", "iteration", "samples", "time")  # metrics that are an abscissa, best first
 COLOURS = 7  # classes c0 to c6
 
 
