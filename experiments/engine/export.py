@@ -45,7 +45,7 @@ def export(run: Path, to: Path, seed: int | None, data_folder: Path | None) -> l
         raise exits.Refused(f"{run} is no run folder: it has no config.json")
     description = files.read_json(run / "config.json")
     seeds, precision = description["seeds"], description.get("precision", {})
-    seed = seeds[0] if seed is None else seed
+    seed = int(seeds[0] if seed is None else seed)
     if seed not in seeds:
         raise exits.Refused(f"--seed {seed}: the run has the seeds {', '.join(map(str, seeds))}")
     machine.use(None, precision.get("dtype"), precision.get("matmul"))
