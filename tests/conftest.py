@@ -1,4 +1,4 @@
-"""How every test runs: both precisions available, annotations checked, compilations cached, truth tables at hand."""
+"""How every test runs: which are slow, both precisions available, annotations checked, compilations cached, truth."""
 
 import json
 import os
@@ -21,6 +21,17 @@ jax.config.update(
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+SLOW = {line for line in (ROOT / "tests" / "slow.txt").read_text().splitlines() if line and not line.startswith("#")}
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items):
+    """Marks the tests of slow.txt slow."""
+    for item in items:
+        if item.nodeid.removeprefix("tests/") in SLOW:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(params=[jnp.float32, pytest.param(jnp.float64, marks=pytest.mark.slow)], ids=["float32", "float64"])

@@ -309,3 +309,11 @@ def test_this_page_reads_every_package():
     for package in MAY_IMPORT:
         assert sources(package), f"no source in {package}"
     assert inspect.getdoc(importlib.import_module("lie.so3"))
+
+
+def test_every_slow_test_listed_exists():
+    lines = [line for line in (ROOT / "tests" / "slow.txt").read_text().splitlines() if not line.startswith("#")]
+    for line in lines:
+        file, *_, name = line.split("[")[0].split("::")
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(), line
+    assert lines == sorted(set(lines))
