@@ -102,7 +102,7 @@ class _Run:
         self.unsaved: exits.NotSaved | None = None
         self._place(self.states)
         self.placed_data = devices.place(self.data, self.mesh)
-        prepared = time.monotonic() - started
+        self.prepared = prepared = time.monotonic() - started
         compiled = self._compile()
         if devices.leads():
             with exits.refusing_full_disk(folder):
@@ -280,6 +280,7 @@ class _Run:
 
     def _finish(self) -> None:
         """The result, its figures and its record, result.json last: it says that the run is finished."""
+        started = time.monotonic()
         states, seeds = devices.local(self.states), self.request.seeds
         metrics = record.stack(record.last_lines(self.lines.read(), self.step))
         rows = [
@@ -290,7 +291,8 @@ class _Run:
         ]
         style.render(self.module.figure, metrics, self.folder / "figures", self.experiment.name)
         rows = list(zip(*rows, strict=True))
-        made = record.result(self.experiment.name, self.request.preset, self.folder, rows, list(seeds), self.spent / 60)
+        seconds = self.spent + self.prepared + time.monotonic() - started  # some work in `init` and `result` alone
+        made = record.result(self.experiment.name, self.request.preset, self.folder, rows, list(seeds), seconds / 60)
         files.write_json(self.folder / "result.json", made)
 
 
