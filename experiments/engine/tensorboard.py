@@ -14,7 +14,7 @@ from experiments.engine import exits
 def library() -> ModuleType:
     """tensorboardX; Refused, with what to do, where it is not installed."""
     try:
-        import tensorboardX
+        import tensorboardX  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise exits.Refused("--tensorboard needs tensorboardX: pip install 'haar[tensorboard]'") from error
     return tensorboardX
