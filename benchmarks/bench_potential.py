@@ -2,8 +2,8 @@
 
 8 molecules of 20 atoms, every pair an edge (3040), 64 channels, degree 2, 2 layers, float32. NequIP's rival is the same
 network of e3nn-jax's layers, and the ratio is of processor time, all threads counted. MACE's (correlation 3) is
-mace-torch on one thread, its fastest, in its own environment: HAAR_MACE_PYTHON; the ratio is of wall time, and of our
-processor time to its one thread's.
+mace-torch on one thread, in its own environment: HAAR_MACE_PYTHON; the ratio is of wall time, and our processor time
+stands beside it. Weights are each library's own, so the outputs are not compared.
 """
 
 import time

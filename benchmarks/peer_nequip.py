@@ -1,7 +1,8 @@
 """NequIP as an e3nn-jax user writes it: tensor_product, Linear and scatter_sum of its tutorials, natural parities.
 
-Layer for layer what `equivariant.nequip` computes: linear, product with harmonics of the edge weighted by a radial
-perceptron, sum over neighbours, linear into features and gates, a linear self-connection for each species, gate.
+Layer for layer as `equivariant.nequip`, but for the form of the cutoff: linear, product with harmonics of the edge
+weighted by a radial perceptron, sum over neighbours, linear into features and gates, a linear self-connection for each
+species, gate.
 """
 
 from typing import Any

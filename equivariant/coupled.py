@@ -131,7 +131,7 @@ def _matrix(entry: Entry, Y: Array) -> Array:
 
 
 def _transposed(entry: Entry, Y: Array) -> Array:
-    """The transpose of `_matrix`, made anew: a transposed operand costs a batched product 2 to 10 times its time."""
+    """The transpose of `_matrix`, made anew: a transposed operand makes the product 8 times as long at max_degree 1."""
     orders = entry.rows.stop - entry.rows.start
     table = entry.table.reshape(entry.table.shape[0], -1, orders).swapaxes(1, 2)
     flat = jnp.matmul(Y, table.reshape(table.shape[0], -1).astype(Y.dtype), precision=_HIGHEST)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 Term = tuple[int, int, tuple[int, ...]]  # coefficient, multiplicity, variables
 
-_SLAB = 2048  # numbers of one variable that a pass of the loop touches; at 4096 sums over nodes take 6 times as long
+_SLAB = 2048  # numbers of one variable that a pass of the loop touches; at 4096 sums over nodes take 7 times as long
 
 
 def table(results: Sequence[Sequence[Term]], variables: int) -> np.ndarray:

@@ -8,6 +8,7 @@ the config, the shapes and types of the arguments, and JAX's own settings. A dam
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -81,6 +82,7 @@ def _name(experiment: Experiment, config: Any, leaves: list[Any], structure: Any
         "structure": str(structure),
         "platform": jax.default_backend(),
         "versions": [metadata.version(package) for package in packages],
+        "checks": os.environ.get("HAAR_CHECK"),
         "settings": [str(jax.config.values.get(name)) for name in _SETTINGS],
         "sources": _sources(),
     }
