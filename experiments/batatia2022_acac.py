@@ -98,7 +98,7 @@ PRESETS = {
     "smoke": dataclasses.replace(
         _SMALL, nequip=(1,), mace=(), epochs=2, test_every=1, test_frames=50, batch=15, channels=8, nequip_layers=2
     ),
-    "cpu": dataclasses.replace(_SMALL, nequip=(0, 1, 2), mace=(0, 1), epochs=100, test_every=10),
+    "cpu": dataclasses.replace(_SMALL, nequip=(0, 1, 2), mace=(0, 1), epochs=200, test_every=20),
     "paper": Config(),
 }
 
