@@ -1,0 +1,1 @@
+"""Generative flows on the spaces of lie, as experiments train them."""
