@@ -23,9 +23,10 @@ from jaxtyping import Array
 from matplotlib.figure import Figure
 
 from equivariant import graph, mace, nequip, potential
-from experiments.engine import mesh, style
+from experiments.engine import experiment, style
 from experiments.engine.exits import Refused
 from experiments.engine.experiment import Result, Row
+from experiments.learners import force_field
 from experiments.readers import molecules
 from lie import so3
 
@@ -103,36 +104,21 @@ PRESETS = {
 }
 
 
-class Sample(NamedTuple):
-    """Frames with their graphs, stacked; energies are relative: see `Data`."""
-
-    position: Array  # (frames, atoms, 3) Å
-    energy: Array  # (frames,) eV
-    force: Array  # (frames, atoms, 3) eV/Å
-    graph: graph.Graph
-
-
 class Data(NamedTuple):
     """Energies less those of the isolated atoms and the training mean, subtracted in float64 before rounding."""
 
-    train: Sample
-    valid: Sample
-    tests: dict[str, Sample]
+    train: force_field.Sample
+    valid: force_field.Sample
+    tests: dict[str, force_field.Sample]
     species: Array  # (atoms,)
     masses: Array  # (atoms,)
     unit: Array  # rms force of the training frames, eV/Å: energies are learned in it
 
 
-class Training(NamedTuple):
-    parameters: Any
-    optimizer: Any
-    average: Any
-
-
 class State(NamedTuple):
     key: Array
     epoch: Array
-    trainings: dict[str, Training]
+    trainings: dict[str, force_field.Training]
 
 
 Metrics = dict[str, Array]
@@ -146,7 +132,7 @@ def data(config: Config, folder: Path | None) -> Data:
     isolated = molecules.isolated_energies(place / "isolated_atoms.xyz")
     atoms = sum(isolated[z] for z in numbers.tolist())
     mean = float(np.mean(frames["train"].energy[:TRAIN] - atoms))
-    samples = {name: _sample(config, f, atoms + mean) for name, f in frames.items()}
+    samples = {name: force_field.sample(f, atoms + mean, config.cutoff) for name, f in frames.items()}
     train, valid = (jax.tree.map(lambda a, s=s: a[s], samples["train"]) for s in (slice(TRAIN), slice(TRAIN, None)))
     kinds = np.unique(numbers)
     tests = {name: jax.tree.map(lambda a: a[: config.test_frames], samples[name]) for name in ("300k", "600k")}
@@ -157,16 +143,6 @@ def data(config: Config, folder: Path | None) -> Data:
         jnp.asarray(np.searchsorted(kinds, numbers), jnp.int32),
         jnp.asarray([MASSES[z] for z in numbers.tolist()], jnp.float32),
         jnp.sqrt(jnp.mean(train.force**2)),
-    )
-
-
-def _sample(config: Config, frames: molecules.Frames, constant: float) -> Sample:
-    x = jnp.asarray(frames.positions, jnp.float32)
-    n = x.shape[1]
-    find = jax.jit(jax.vmap(lambda x: graph.radius_graph(x, config.cutoff, max_edges=n * (n - 1))))
-    graphs = find(x)
-    return Sample(
-        x, jnp.asarray(frames.energy - constant, jnp.float32), jnp.asarray(frames.forces, jnp.float32), graphs
     )
 
 
@@ -190,18 +166,10 @@ def _build(config: Config, name: str) -> Callable[[nnx.Rngs], nnx.Module]:
     return lambda rngs: mace.MACE(3, **own, **shared, rngs=rngs)
 
 
-def _energy(config: Config, name: str, data: Data) -> Callable[..., Array]:
+def _energy(config: Config, name: str, data: Data) -> force_field.Energy:
     """energy(parameters, graph, vectors, species) in eV; the module is rebuilt around the parameters while tracing."""
     module, _ = nnx.split(nnx.eval_shape(lambda: _build(config, name)(nnx.Rngs(0))))
     return lambda parameters, *arguments: data.unit * nnx.merge(module, parameters)(*arguments)
-
-
-def predict(energy: Callable[..., Array], parameters: Any, sample: Sample, species: Array) -> tuple[Array, Array]:
-    """Energies (frames,) and forces (frames, atoms, 3): all frames as one graph."""
-    together, kinds = graph.batch(sample.graph), jnp.tile(species, len(sample.energy))
-    of_vectors = lambda vectors: energy(parameters, together, vectors, kinds)
-    out = potential.forces(of_vectors, sample.position.reshape(-1, 3), together)
-    return out.energy, out.forces.reshape(sample.force.shape)
 
 
 def _optimizer(config: Config) -> optax.GradientTransformation:
@@ -214,8 +182,30 @@ def init(config: Config, key: Array, data: Data) -> State:
     trainings = {}
     for name, model_key in zip(names(config), model_keys, strict=True):
         _, parameters = nnx.split(_build(config, name)(nnx.Rngs(params=model_key)))
-        trainings[name] = Training(parameters, _optimizer(config).init(parameters), jax.tree.map(jnp.copy, parameters))
+        trainings[name] = force_field.Training(
+            parameters, _optimizer(config).init(parameters), jax.tree.map(jnp.copy, parameters)
+        )
     return State(key, jnp.int32(0), trainings)
+
+
+def model(config: Config, state: State, data: Data) -> experiment.Model:
+    """The NequIP of highest degree, or else MACE: (energies in eV, forces in eV/Å) of acetylacetone's atoms in order.
+
+    Energies are relative to the mean of the training frames; the unit of the network's energy is a parameter.
+    """
+    kind = "nequip" if config.nequip else "mace"
+    name = f"{kind}_l{max(config.nequip or config.mace)}"
+    module, _ = nnx.split(nnx.eval_shape(lambda: _build(config, name)(nnx.Rngs(0))))
+
+    def one(parameters: Any, x: Array) -> tuple[Array, Array]:
+        near = graph.radius_graph(x, config.cutoff, max_edges=len(data.species) * (len(data.species) - 1))
+        network = nnx.merge(module, parameters["network"])
+        out = potential.forces(lambda r: parameters["unit"] * network(near, r, data.species), x, near)
+        return out.energy[0], out.forces
+
+    parameters = {"network": state.trainings[name].average, "unit": data.unit}
+    inputs = {"position": (f"batch, {len(data.species)}, 3", "float32")}
+    return experiment.Model(parameters, jax.vmap(one, in_axes=(None, 0)), inputs)
 
 
 def blocks(config: Config) -> int:
@@ -239,53 +229,20 @@ def advance(config: Config, state: State, data: Data) -> tuple[State, Metrics]:
     orders = jax.vmap(lambda k: jax.random.permutation(k, TRAIN)[: steps * config.batch])
     batches = orders(jax.random.split(shuffle_key, config.test_every)).reshape(-1, config.batch)
     metrics: Metrics = {"epoch": state.epoch + config.test_every}
+    loss = force_field.Loss(data.unit, config.energy_weight, config.average)
     trainings = {}
     for name, training in state.trainings.items():
         energy = _energy(config, name, data)
-        training, losses = train(config, energy, training, data, batches)
+        training, losses = force_field.train(
+            energy, training, data.train, data.species, batches, _optimizer(config), loss
+        )
         trainings[name] = training
         metrics[f"{name}_train_loss"] = jnp.mean(losses[-steps:])
         for split, sample in {"valid": data.valid, **data.tests}.items():
-            energy_rmse, force_rmse = errors(config, energy, training.average, sample, data.species)
+            energy_rmse, force_rmse = force_field.errors(energy, training.average, sample, data.species)
             metrics[f"{name}_{split}_energy_rmse_mev"] = energy_rmse
             metrics[f"{name}_{split}_force_rmse_mev_per_angstrom"] = force_rmse
     return State(key, state.epoch + config.test_every, trainings), metrics
-
-
-def train(
-    config: Config, energy: Callable[..., Array], training: Training, data: Data, batches: Array
-) -> tuple[Training, Array]:
-    """One Adam step per row of `batches` (indices of training frames); the losses come batch by batch."""
-    optimizer = _optimizer(config)
-
-    def loss(parameters: Any, sample: Sample) -> Array:
-        energies, forces = predict(energy, parameters, sample, data.species)
-        per_atom = jnp.mean((energies - sample.energy) ** 2) / len(data.species)
-        return (jnp.mean((forces - sample.force) ** 2) + config.energy_weight * per_atom) / data.unit**2
-
-    def step(training: Training, batch: Array) -> tuple[Training, Array]:
-        sample = mesh.split(jax.tree.map(lambda a: a[batch], data.train))
-        value, gradient = jax.value_and_grad(loss)(training.parameters, sample)
-        updates, moments = optimizer.update(gradient, training.optimizer)
-        parameters = optax.apply_updates(training.parameters, updates)
-        average = jax.tree.map(lambda a, p: a + (1 - config.average) * (p - a), training.average, parameters)
-        return Training(parameters, moments, average), value
-
-    return lax.scan(step, training, batches)
-
-
-def errors(
-    config: Config, energy: Callable[..., Array], parameters: Any, sample: Sample, species: Array
-) -> tuple[Array, Array]:
-    """RMSE of energies in meV and of force components in meV/Å."""
-    count = len(sample.energy)
-    size = max(k for k in range(1, 26) if count % k == 0)
-    split = jax.tree.map(lambda a: a.reshape(count // size, size, *a.shape[1:]), sample)
-    split = mesh.split(split, axis=1)
-    energies, forces = lax.map(lambda part: predict(energy, parameters, part, species), split)
-    energy_error = energies.reshape(-1) - sample.energy
-    force_error = forces.reshape(sample.force.shape) - sample.force
-    return 1e3 * jnp.sqrt(jnp.mean(energy_error**2)), 1e3 * jnp.sqrt(jnp.mean(force_error**2))
 
 
 def turned(config: Config, name: str, parameters: Any, data: Data, dtype: Any) -> tuple[float, float]:
@@ -304,16 +261,16 @@ def turned(config: Config, name: str, parameters: Any, data: Data, dtype: Any) -
 
         @jax.jit
         def under(R: Array) -> tuple[Array, Array]:
-            E, F = predict(energy, parameters, sample, data.species)
+            E, F = force_field.predict(energy, parameters, sample, data.species)
             moved = sample._replace(position=so3.act(R, sample.position))
-            turned_E, turned_F = predict(energy, parameters, moved, data.species)
+            turned_E, turned_F = force_field.predict(energy, parameters, moved, data.species)
             return jnp.max(jnp.abs(turned_E - E)), jnp.max(jnp.abs(turned_F - so3.act(R, F))) / jnp.max(jnp.abs(F))
 
         both = [under(R), under(-R)]
         return max(float(e) for e, _ in both), max(float(f) for _, f in both)
 
 
-def drift(config: Config, energy: Callable[..., Array], parameters: Any, data: Data, steps: int = 2000) -> float:
+def drift(config: Config, energy: force_field.Energy, parameters: Any, data: Data, steps: int = 2000) -> float:
     """|E(end) − E(start)| per atom in meV of molecular dynamics without a thermostat: 0.5 fs steps from 300 K."""
     x, masses, step = data.valid.position[0], data.masses[:, None], 0.5
     speed = jnp.sqrt(8.617333e-5 * 300 * ACCELERATION / masses)
