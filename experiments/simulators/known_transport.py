@@ -1,5 +1,6 @@
 """Clouds drawn from laws between which entropic transport is known exactly: Gaussians on R^d, two laws on SO(3)."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -42,6 +43,7 @@ class Case(NamedTuple):
     divergence: float
 
 
+@functools.cache
 def cases() -> tuple[Case, ...]:
     """Everything whose sample complexity is measured."""
     found = []
