@@ -1,6 +1,6 @@
 """Cuturi 2013, Genevay 2019, Feydy 2019, Janati 2020: Sinkhorn's value, rate, sample complexity and bias follow laws.
 
-Command: `python -m experiments run sinkhorn --preset cpu` (2 minutes a seed; expected: every gate holds).
+Command: `python -m experiments run sinkhorn --preset cpu` (about 3 minutes a seed; expected: every gate holds).
 Values against closed forms of Gaussians and of class functions on SO(3); contraction below Birkhoff's tanh²(η/4); the
 error of n samples falls like n^-1/2 at a large ε in every dimension, like n^(-2/d) at a small one; flows along the
 biased loss shrink by ε/2, along the divergence they do not; barycenters on S² and SO(3) at the Karcher mean.

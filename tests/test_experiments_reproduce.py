@@ -1,6 +1,7 @@
 """reproduce: every experiment is run and kept, one that fails costs no other, and tables follow from what is kept."""
 
 import dataclasses
+import math
 import types
 from typing import NamedTuple
 
@@ -140,3 +141,24 @@ def test_the_checkouts_own_records_rebuild_its_pages(registry, tmp_path, monkeyp
     (tmp_path / "README.md").write_text("# no place for a table\n")
     with pytest.raises(exits.Refused, match="expected one <!-- results: begin -->"):
         report.rebuild(tmp_path / "docs" / "results")
+
+
+def test_the_short_table_shows_every_failure_and_says_how_many_gates_hold():
+    line = lambda name, ours, published=None, high=math.inf: results.Line(
+        name, (ours,), published, "", "", -math.inf, high
+    )
+    lines = (
+        line("bare", 1.0),
+        line("gated", 1.0, high=2.0),
+        line("published", 1.0, 1.1),
+        line("both", 1.0, 1.1, 2.0),
+        line("worse", 3.0, high=2.0),
+    )
+    assert [one.name for one in table.headlines(lines)] == ["published", "both", "worse"]
+    broken = tuple(line(f"broken {i}", 3.0, high=2.0) for i in range(5))
+    assert [one.name for one in table.headlines((*lines[:4], *broken))] == [one.name for one in broken]
+    content = {"experiment": "decay", "preset": "cpu", "seeds": [0], "minutes": 1.0, "device": {}, "commit": "0" * 8}
+    short = table.markdown([results.Kept(content, lines, None, None)], [], brief=True)
+    assert "[all 5 rows](docs/results.md): 2 of 3 gates hold" in short
+    assert "| bare |" in table.markdown([results.Kept(content, lines, None, None)], [])
+    assert "| bare |" not in short

@@ -34,21 +34,38 @@ def show(record: dict[str, Any]) -> None:
     Console().print(table)
 
 
-def markdown(kept: Sequence[results.Kept], missing: Sequence[str]) -> str:
-    """All records as one Markdown table, and what was not run; a run's own cells stand in its first row."""
+def markdown(kept: Sequence[results.Kept], missing: Sequence[str], brief: bool = False) -> str:
+    """Records as one Markdown table, and what was not run; a run's own cells stand in its first row.
+
+    `brief` shows of each record its `headlines` and how many gates hold, as the README does.
+    """
     header = ("experiment", "paper", *COLUMNS, *_RUN_COLUMNS)
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for record in kept:
         run = [f"{record.preset}, {len(record.content['seeds'])}", f"{record.content['minutes']:.1f}"]
         run += [record.device, record.commit]
         paper = registry.paper(record.name)
-        for line in record.lines:
+        shown = headlines(record.lines) if brief else record.lines
+        for line in shown:
             row = [record.name, paper, *cells(line), *run]
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
             paper, run = "", [""] * len(run)
+        if len(shown) < len(record.lines):
+            gated = [line for line in record.lines if line.gated]
+            held = sum(line.verdict == "pass" for line in gated)
+            everything = f"[all {len(record.lines)} rows](docs/results.md): {held} of {len(gated)} gates hold"
+            lines.append(f"| {record.name} | | {everything} |" + " |" * (len(header) - 3))
     for name in missing:
         lines.append(f"| {name} | {registry.paper(name)} | not run |" + " |" * (len(header) - 3))
     return "\n".join(lines) + "\n"
+
+
+def headlines(lines: Sequence[results.Line], most: int = 3) -> list[results.Line]:
+    """The lines that say most, in their order: every failure, then what has a published value, what has a gate."""
+    weight = lambda line: (line.verdict.startswith("FAIL"), line.published is not None, line.gated)
+    failures = sum(weight(line)[0] for line in lines)
+    chosen = sorted(range(len(lines)), key=lambda i: weight(lines[i]), reverse=True)[: max(most, failures)]
+    return [lines[i] for i in sorted(chosen)]
 
 
 def summary(kept: Sequence[results.Kept], missing: Sequence[str]) -> str:
@@ -69,7 +86,7 @@ def pages(root: Path) -> dict[Path, str]:
     head, rest = readme.split(_BEGIN)
     _, tail = rest.split(_END)
     return {
-        root / "README.md": f"{head}{_BEGIN}\n{markdown(kept, missing)}{_END}{tail}",
+        root / "README.md": f"{head}{_BEGIN}\n{markdown(kept, missing, brief=True)}{_END}{tail}",
         root / "docs" / "results.md": summary(kept, missing),
     }
 
