@@ -95,22 +95,24 @@ class Config:
     tests: int = 100_000
     """Rotations in each evaluation of the heads."""
     calibrations: int = 20_000
-    """Targets for which the law of the Fisher head is checked."""
+    """Targets for which the law of the Fisher head is checked; 0: no such head."""
     draws: int = 4_000_000
     """Noisy matrices for each σ of Levinson's law."""
     matrices: int = 64
     """Whose derivative is looked at, for each distance from a degenerate one."""
 
     def __post_init__(self) -> None:
-        for field in ("steps", "blocks", "batch", "hidden", "tests", "calibrations", "draws", "matrices"):
+        for field in ("steps", "blocks", "batch", "hidden", "tests", "draws", "matrices"):
             if getattr(self, field) < 1:
                 raise Refused(f"{field}: expected at least 1, got {getattr(self, field)}")
+        if self.calibrations < 0:
+            raise Refused(f"calibrations: expected at least 0, got {self.calibrations}")
         if not set(self.heads) <= set(HEADS) or {HEADS[name].continuous for name in self.heads} != {True, False}:
             raise Refused(f"heads: expected continuous and other ones of {', '.join(HEADS)}, got {self.heads}")
 
 
 PRESETS = {
-    "smoke": Config(("sixd", "quaternion"), 40, 2, 64, 32, 1e-3, "cosine", 500, 50, 20_000, 4),
+    "smoke": Config(("sixd", "quaternion"), 40, 2, 64, 32, 1e-3, "cosine", 500, 0, 20_000, 2),
     "cpu": Config(steps=20_000, blocks=10, rate=1e-3, schedule="cosine", calibrations=5000, draws=500_000, matrices=16),
     "paper": Config(),
 }
@@ -154,10 +156,13 @@ def true_law(R: Array) -> densities.MatrixFisher:
 
 def losses(networks: dict[str, Layers], R: Array, target: Array) -> Array:
     """Sum over the heads of E|R' - R|², and of −log p(target) for the law: they share nothing but the sum."""
-    total = -jnp.mean(predicted_law(networks[FISHER], R).log_prob(target))
-    for name in networks.keys() - {FISHER}:
-        difference = HEADS[name].matrix(network(networks[name], R)) - R
-        total = total + jnp.mean(jnp.sum(difference * difference, axis=(-2, -1)))
+    total = jnp.zeros((), R.dtype)
+    for name, layers in networks.items():
+        if name == FISHER:
+            total = total - jnp.mean(predicted_law(layers, R).log_prob(target))
+        else:
+            difference = HEADS[name].matrix(network(layers, R)) - R
+            total = total + jnp.mean(jnp.sum(difference * difference, axis=(-2, -1)))
     return total
 
 
@@ -170,7 +175,7 @@ def _optimizer(config: Config) -> optax.GradientTransformation:
 def init(config: Config, key: Array) -> State:
     """Untrained networks; derivatives of three projections near degenerate matrices."""
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
-    sizes = {name: HEADS[name].size for name in config.heads} | {FISHER: 9}
+    sizes = {name: HEADS[name].size for name in config.heads} | ({FISHER: 9} if config.calibrations else {})
     networks = {}
     for name, size in sizes.items():
         layers = []
@@ -200,7 +205,7 @@ def advance(config: Config, state: State) -> tuple[State, Metrics]:
     counts = steps * config.batch, config.calibrations, config.tests
     R = so3.sample((sum(counts),), jnp.float32, key=key_rotation)
     R, R_test = jnp.split(R, [sum(counts[:2])])
-    target = true_law(R).sample(key=key_target)
+    target = true_law(R).sample(key=key_target) if config.calibrations else R
     (R, R_calibration), (target, target_calibration) = (jnp.split(x, [counts[0]]) for x in (R, target))
 
     def step(carry: Any, pair: tuple[Array, Array]) -> tuple[Any, None]:
@@ -212,9 +217,10 @@ def advance(config: Config, state: State) -> tuple[State, Metrics]:
     (networks, moments), _ = jax.lax.scan(step, (state.networks, state.moments), batches)
     metrics: Metrics = {"trained_steps": (state.block + 1) * steps}
     predicted = {name: HEADS[name].matrix(network(networks[name], R_test)) for name in config.heads}
-    predicted[FISHER] = predicted_law(networks[FISHER], R_test).mode
+    if config.calibrations:
+        predicted[FISHER] = predicted_law(networks[FISHER], R_test).mode
+        metrics |= calibration(networks[FISHER], R_calibration, target_calibration, key_draws)
     metrics |= errors(predicted, R_test)
-    metrics |= calibration(networks[FISHER], R_calibration, target_calibration, key_draws)
     metrics |= noise_law(math.ceil(config.draws / config.blocks), key_noise)
     metrics |= state.derivatives
     return State(key, state.block + 1, networks, moments, state.derivatives), metrics
@@ -299,7 +305,8 @@ def result(config: Config, metrics: dict[str, np.ndarray], state: State) -> Resu
     worst = max(means[name] for name in config.heads if HEADS[name].continuous)
     best = min(means[name] for name in config.heads if not HEADS[name].continuous)
     rows.append(Row("largest mean error of 5, 6, 9 numbers / smallest of 3 or 4", worst / best, high=trained))
-    rows += calibration_rows(config, last, trained)
+    if config.calibrations:
+        rows += calibration_rows(config, last, trained)
     rows += derivative_rows(last)
     return Result(tuple(rows))
 
@@ -347,19 +354,26 @@ def figure(metrics: dict[str, np.ndarray]) -> Figure:
     law, table, tails = parts[0].subplots(1, 3, width_ratios=[1, 1.25, 1.1])
     draw_law(law, metrics)
     draw_errors(table, tails, metrics)
-    *derivatives, histogram = parts[1].subplots(1, 4, width_ratios=[1, 1, 1, 1])
+    *derivatives, histogram = parts[1].subplots(1, 4)
     for k, axes in enumerate(derivatives):
         draw_derivatives(axes, metrics, k)
-    share = 100 * metrics["fisher_rank_share"][:, -1]
+    if "fisher_rank_share" in metrics:
+        draw_ranks(histogram, 100 * metrics["fisher_rank_share"][:, -1])
+    else:
+        histogram.axis("off")
+    return picture
+
+
+def draw_ranks(axes: Axes, share: np.ndarray) -> None:
+    """The `share` (seeds, 20) of targets in percent, by rank among draws from their predicted laws: median, range."""
     middle = np.median(share, axis=0)
     spread = np.abs(np.stack([share.min(axis=0), share.max(axis=0)]) - middle)
     at = 2.5 + 5 * np.arange(20)
-    histogram.bar(at, middle, width=4.4, color=style.COLOURS[0], alpha=0.8, yerr=spread, error_kw={"elinewidth": 0.8})
-    histogram.axhline(5, color=style.PUBLISHED, linestyle=":")
-    histogram.text(50, 5.5, "calibrated", fontsize=7, color="k", ha="center", va="bottom")
-    histogram.set(xlabel="draws less probable (%)", ylabel="targets (%)", xlim=(0, 100))
-    histogram.set_title("Matrix Fisher head")
-    return picture
+    axes.bar(at, middle, width=4.4, color=style.COLOURS[0], alpha=0.8, yerr=spread, error_kw={"elinewidth": 0.8})
+    axes.axhline(5, color=style.PUBLISHED, linestyle=":")
+    axes.text(50, 1.08 * share.max(), "dotted: calibrated", fontsize=7, color=style.PUBLISHED, ha="center")
+    axes.set(xlabel="draws less probable (%)", ylabel="targets (%)", xlim=(0, 100), ylim=(0, 1.2 * share.max()))
+    axes.set_title("Matrix Fisher head")
 
 
 def draw_law(axes: Axes, metrics: dict[str, np.ndarray]) -> None:

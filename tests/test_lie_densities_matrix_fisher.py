@@ -214,3 +214,13 @@ def test_score_moves_with_parameter_and_rotation_as_its_differences_do():
 
     slope = jax.jvp(along, (jnp.float64(0),), (jnp.float64(1),))[1]
     np.testing.assert_allclose(slope, (along(1e-5) - along(-1e-5)) / 2e-5, rtol=1e-8, atol=1e-8)
+
+
+def test_every_row_of_many_samples_has_its_own_log_density():
+    """Compiled at a size where a compiler once mixed up the rows: 100 samples of each of 400 laws."""
+    key_F, key_R = jax.random.split(jax.random.key(5))
+    F = 10 * jax.random.normal(key_F, (400, 3, 3), jnp.float32)
+    R = so3.sample((100, 400), jnp.float32, key=key_R)
+    found, log_c = jax.jit(lambda law, R: (law.log_prob(R), law.log_normalizer()))(densities.MatrixFisher(F), R)
+    expected = np.einsum("nij,snij->sn", np.asarray(F, np.float64), np.asarray(R, np.float64)) - np.asarray(log_c)
+    assert_allclose(found, expected, atol=2e-4)

@@ -118,7 +118,9 @@ def _log_normalizer_jvp(primals, tangents):
 def _log_prob(F: Array, R: Array) -> Array:
     U, s, V = svd3.svd(F)
     difference = elementwise.matmul(R - elementwise.matmul(U, elementwise.transpose(V)), V)
-    gain = jnp.sum(s * jnp.sum(U * difference, axis=-2), axis=-1)  # tr(S (Q − I)), Q = UᵀRV
+    # tr(S (Q − I)), Q = UᵀRV. One sum over both axes: of a sum over one, scaled and summed again, then shifted, XLA's
+    # CPU compiler (jax 0.10) gives rows of other samples once there are some hundred thousand.
+    gain = jnp.sum(U * s[..., None, :] * difference, axis=(-2, -1))
     return gain - fisher_normalizer.scaled_log_normalizer(s)
 
 
