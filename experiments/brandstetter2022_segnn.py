@@ -1,6 +1,6 @@
 """Brandstetter et al. 2022, Table 2: SEGNN, whose messages are steered by edge vectors, reaches test MSE 0.0043.
 
-Command: `python -m experiments run segnn --preset cpu` (about 8 minutes on 2 cores; expected: 0.0045 to 0.0050).
+Command: `python -m experiments run segnn --preset cpu` (12 minutes of one core; expected: 0.0044).
 The charged particles of `satorras2021_nbody`, same data and protocol, where EGNN has 0.0071: one model more, kept apart
 because an epoch takes three times one of EGNN.
 """
