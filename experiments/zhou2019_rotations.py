@@ -412,7 +412,7 @@ def draw_errors(table: Axes, tails: Axes, metrics: dict[str, np.ndarray]) -> Non
     table.set(xscale="log", xlabel="error (degrees)", ylim=(len(names) - 0.4, -1.1), xlim=(0.1, 400))
     table.legend(loc="upper center", ncols=3, fontsize=7, columnspacing=0.8, handletextpad=0.1)
     table.set_title("Heads on new rotations")
-    tails.set(xscale="log", yscale="log", xlabel="error (degrees)", ylabel="share of rotations above", xlim=(0.1, 200))
+    tails.set(xscale="log", yscale="log", xlabel="error (degrees)", ylabel="share of rotations above", xlim=(0.01, 200))
     tails.set_title("Their tails")
     tails.legend(fontsize=7, loc="lower left")
 
