@@ -1,6 +1,9 @@
 """The acetylacetone experiment: its data, its loss, its numbers, on frames of a spring model where no data are."""
 
 import dataclasses
+import json
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,7 @@ from spring_molecule import frames, write
 
 from experiments import batatia2022_acac as acac
 from experiments.engine import exits
+from experiments.learners import force_field
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +80,20 @@ def test_what_cannot_be_done_is_refused(folder, tmp_path):
         acac.Config(nequip=(), mace=())
     with pytest.raises(exits.Refused, match="epochs: expected at least 1"):
         acac.Config(epochs=0)
+
+
+@pytest.mark.slow
+def test_shipped_weights_load_as_the_page_says_and_have_the_recorded_error(monkeypatch, data_folder):
+    pytest.importorskip("ase")
+    root = Path(__file__).parents[1]
+    monkeypatch.chdir(root)
+    blocks = re.findall(r"```python\n(.*?)```", (root / "docs" / "experiments.md").read_text(), re.DOTALL)
+    (code,) = [block for block in blocks if "acac.safetensors" in block]
+    names = {}
+    exec(compile(code, "docs/experiments.md", "exec"), names)
+    record = json.loads((root / "docs" / "results" / "acac" / "cpu.json").read_text())
+    (row,) = [row for row in record["rows"] if row["name"] == "NequIP l_max 2, force RMSE at 300 K (meV/Å)"]
+    config = dataclasses.replace(acac.PRESETS["cpu"], test_frames=50)
+    frames = acac.data(config, data_folder)
+    _, force = force_field.errors(lambda _, *graph: names["energy"](*graph), None, frames.tests["300k"], frames.species)
+    assert 0.8 * row["ours"][0] < float(force) < 1.2 * row["ours"][0]  # the first 50 of 650 frames
