@@ -1,6 +1,7 @@
 """Flow matching on SO(3): what networks learn from, its couplings and its errors, the free target, the given file."""
 
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -58,7 +59,7 @@ def test_couplings_are_optimal_and_use_every_point_once():
         assert sorted(partners[2 * number : 2 * number + 2].ravel()) == list(range(n))
     x, y = noise(jnp.int32(3))[32:], points[partners[3, 32:]]
     found = float(jnp.mean(so3.squared_distance(x, y)))
-    assert_allclose(found, sample_distance.transport(sample_distance.distances(so3, x, y), 2).value, rtol=1e-5)
+    assert_allclose(found, sample_distance.exact(so3, x, y, 2), rtol=1e-5)
     assert found < 0.7 * float(jnp.mean(so3.squared_distance(x, jnp.roll(y, 1, axis=0))))
 
 
@@ -143,13 +144,30 @@ def test_optimal_pairs_spread_less_over_seeds_than_independent_ones():
     assert ot < cfm
 
 
+def test_documented_lines_load_the_flow_that_is_shipped_and_sample_from_it(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    path = ROOT / "docs" / "results" / "so3_flow" / "so3_flow.safetensors"
+    assert path.stat().st_size < 200_000
+    section = (ROOT / "docs" / "experiments.md").read_text().split("## Export")[1]
+    (code,) = re.findall(r"```python\n(.*?)```", section.split("\n## ")[0], re.DOTALL)
+    names: dict = {}
+    exec(compile(code, "docs/experiments.md", "exec"), names)
+    assert names["about"]["experiment"] == "so3_flow"
+    R, haar = names["R"], names["haar"]
+    assert R.shape == (1000, 3, 3)
+    assert_allclose(R @ R.mT, jnp.broadcast_to(jnp.eye(3, dtype=R.dtype), R.shape), atol=1e-5)
+    target = jax.jit(lambda key: rotation_modes.rotations(2000, key=key))(jax.random.key(1))
+    ours, floor, start = (sample_distance.exact(so3, x, target[:1000], 1) for x in (R, target[1000:], haar))
+    assert ours < 1.3 * floor < 0.7 * start
+
+
 @pytest.mark.slow
 def test_given_file_is_the_target_and_is_reported_apart(tmp_path, monkeypatch):
     """The whole smoke preset on a file in the published form: a law of one mode, which the networks approach."""
     monkeypatch.setenv("HAAR_CACHE", str(tmp_path))
     omega = 0.3 * np.random.default_rng(0).standard_normal((1500, 3))
     np.save(tmp_path / foldflow.NAME, np.asarray(so3.exp(omega)), allow_pickle=False)
-    config = so3_flow.replace(so3_flow.PRESETS["smoke"], target="published", epochs=16)
+    config = so3_flow.replace(so3_flow.PRESETS["smoke"], target="published", epochs=16, chain_epochs=4)
     data = so3_flow.data(config, tmp_path)
     state = so3_flow.init(config, jax.random.key(0), data)
     advance = jax.jit(lambda state, data: so3_flow.advance(config, state, data))

@@ -41,3 +41,8 @@ def transport(d: Array, power: int) -> Transport:
     for potential in (np.asarray(found.f), np.asarray(found.g)):
         total += potential[rng.integers(0, len(potential), (BOOTSTRAPS, len(potential)))].mean(axis=1)
     return Transport(float(found.value), float(total.std(ddof=1)))
+
+
+def exact(space: group.Group, x: Any, y: Any, power: int) -> float:
+    """OT(d^power) between the elements x and y."""
+    return transport(distances(space, x, y), power).value
