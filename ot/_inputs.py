@@ -1,4 +1,4 @@
-"""What the solvers beyond pairs were handed: errors name the argument, for values too where arrays are concrete."""
+"""Single arguments of the solvers: errors name the argument, for values too where arrays are concrete."""
 
 from typing import Any
 
@@ -11,25 +11,28 @@ from jaxtyping import Array, ArrayLike, Float
 from lie import check
 
 
-def is_traced(*arguments: Any) -> bool:
-    """Whether any array among the arguments is abstract, so that its values cannot be looked at."""
-    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments))
+def concrete(*arguments: Any) -> bool:
+    """Whether all values can be looked at: no array among the arguments is traced."""
+    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments))
 
 
 def require(name: str, holds: Array, expectation: str) -> None:
     """Raises ValueError if any entry of the concrete boolean array `holds` is false; nothing for a traced one."""
-    if not is_traced(holds) and not bool(np.asarray(holds).all()):
+    if concrete(holds) and not bool(np.asarray(holds).all()):
         raise ValueError(f"{name}: expected {expectation}")
 
 
-def positive(name: str, value: ArrayLike, dtype: Any) -> Float[Array, "..."]:
-    """`value` in `dtype`, any shape. Raises ValueError unless it is finite and > 0."""
-    value = jnp.asarray(value)
-    if not jnp.issubdtype(value.dtype, jnp.floating) and not jnp.issubdtype(value.dtype, jnp.integer):
-        raise TypeError(f"{name}: expected a number > 0, got {value.dtype}")
-    value = value.astype(dtype)
-    require(name, (value > 0) & jnp.isfinite(value), f"a finite number > 0, got {value}")
-    return value
+def scalar(name: str, value: ArrayLike | None, dtype: Any, positive: bool = True) -> Array:
+    """A number, or one for each problem of a batch. Raises ValueError unless finite and > 0 (>= 0)."""
+    try:
+        number = jnp.asarray(value, dtype)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}") from error
+    if concrete(number):
+        held = np.asarray(number, np.float64)
+        if not (np.isfinite(held) & ((held > 0) if positive else (held >= 0))).all():
+            raise ValueError(f"{name}: expected a finite number {'> 0' if positive else '>= 0'}, got {value}")
+    return number
 
 
 def weights(name: str, a: ArrayLike | None, size: int, dtype: Any) -> Float[Array, "..."]:

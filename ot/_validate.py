@@ -10,32 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, ArrayLike
 
 from lie import check
-from ot import _pairs, costs
+from ot import _inputs, _pairs, costs
 
 FINE = 1e-4
 """Below this tolerance float32 kernels are followed by float64 ones: Newton's system loses its slow modes before."""
-
-
-def concrete(*arrays: Any) -> bool:
-    """Whether all values can be looked at."""
-    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arrays))
-
-
-def scalar(name: str, value: ArrayLike | None, dtype: Any, positive: bool = True) -> Array:
-    """A number, or one for each problem of a batch. Raises ValueError unless finite and > 0 (>= 0)."""
-    try:
-        number = jnp.asarray(value, dtype)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}") from error
-    if concrete(number):
-        held = np.asarray(number, np.float64)
-        if not (np.isfinite(held) & ((held > 0) if positive else (held >= 0))).all():
-            raise ValueError(f"{name}: expected a finite number {'> 0' if positive else '>= 0'}, got {value}")
-    return number
 
 
 def problem(
@@ -61,7 +42,7 @@ def problem(
         dtype, batch = dtypes[0], _common_batch(x=batches[0], y=batches[1])
     a, b = (weights(*named, dtype) for named in (("a", a, sizes[0]), ("b", b, sizes[1])))
     lost = _lost("epsilon", epsilon, dtype)
-    epsilon = scalar("epsilon", epsilon, dtype)
+    epsilon = _inputs.scalar("epsilon", epsilon, dtype)
     rho = _penalties(mass_penalty, dtype)
     _require_equal_totals(a, b, rho)
     shapes = {"a": a.shape[:-1], "b": b.shape[:-1], "epsilon": epsilon.shape}
@@ -98,12 +79,12 @@ def _lost(name: str, value: ArrayLike, dtype: Any) -> Any:
 
 def effort(tolerance: ArrayLike, max_steps: ArrayLike, dtype: Any) -> tuple[Array, Array, bool]:
     """The tolerance, the budget, and whether the tolerance may ask for float64 kernels. Raises for what is neither."""
-    level = scalar("tolerance", tolerance, dtype)
-    fine = not concrete(level) or float(level) < FINE
+    level = _inputs.scalar("tolerance", tolerance, dtype)
+    fine = not _inputs.concrete(level) or float(level) < FINE
     budget = jnp.asarray(max_steps)
     if not jnp.issubdtype(budget.dtype, jnp.integer) or budget.ndim:
         raise TypeError(f"max_steps: expected a whole number, got {max_steps!r}")
-    if concrete(budget) and int(budget) < 2:
+    if _inputs.concrete(budget) and int(budget) < 2:
         raise ValueError(f"max_steps: expected at least 2 products, one iteration, got {max_steps}")
     return level, budget.astype(jnp.int32), fine
 
@@ -115,7 +96,7 @@ def weights(name: str, a: ArrayLike | None, size: int, dtype: Any) -> Array:
     a = check.array(name, a, size)
     if a.dtype != dtype:
         raise TypeError(f"{name}: expected {dtype} as the points have, got {a.dtype}")
-    if concrete(a):
+    if _inputs.concrete(a):
         held = np.asarray(a, np.float64)
         if not (np.isfinite(held) & (held >= 0)).all():
             raise ValueError(f"{name}: expected finite weights >= 0, got some from {held.min()} to {held.max()}")
@@ -134,7 +115,7 @@ def _cloud(name: str, points: Any, cost: costs.Cost) -> tuple[int, tuple[int, ..
             raise TypeError(f"{name}: expected floating-point coordinates, got {leaf.dtype} with shape {leaf.shape}")
         if leaf.ndim < events + 1:
             raise ValueError(f"{name}: expected a cloud of shape (..., n{', d' * events}), got {leaf.shape}")
-        if concrete(leaf) and not np.isfinite(np.asarray(leaf, np.float64)).all():
+        if _inputs.concrete(leaf) and not np.isfinite(np.asarray(leaf, np.float64)).all():
             raise ValueError(f"{name}: expected finite points, got NaN or infinity in shape {leaf.shape}")
         found.append((leaf.shape[: leaf.ndim - events], leaf.dtype))
 
@@ -155,7 +136,7 @@ def _given_matrix(cost: costs.Precomputed, x: Any, y: Any) -> tuple[list[int], t
     for name, size in zip("xy", sizes, strict=True):
         if size == 0:
             raise ValueError(f"{name}: expected at least one point, got an empty cloud")
-    if concrete(cost.C) and not np.isfinite(np.asarray(cost.C)).all():
+    if _inputs.concrete(cost.C) and not np.isfinite(np.asarray(cost.C)).all():
         raise ValueError("cost: expected a matrix C of finite numbers, got NaN or infinity")
     return sizes, cost.C.shape[:-2], cost.C.dtype
 
@@ -163,7 +144,7 @@ def _given_matrix(cost: costs.Precomputed, x: Any, y: Any) -> tuple[list[int], t
 def _given_grid(cost: costs.Grid, x: Any, y: Any) -> tuple[list[int], tuple[int, ...], Any]:
     if x is not None or y is not None:
         raise ValueError("x and y: expected None with costs.Grid, whose weights are those of all points of the grids")
-    if concrete(cost.matrices) and not all(np.isfinite(np.asarray(C)).all() for C in cost.matrices):
+    if _inputs.concrete(cost.matrices) and not all(np.isfinite(np.asarray(C)).all() for C in cost.matrices):
         raise ValueError("cost: expected matrices of finite numbers, got NaN or infinity")
     sizes = [math.prod(shape) for shape in zip(*(C.shape for C in cost.matrices), strict=True)]
     return sizes, (), cost.matrices[0].dtype
@@ -172,7 +153,7 @@ def _given_grid(cost: costs.Grid, x: Any, y: Any) -> tuple[list[int], tuple[int,
 def one_grid(cost: costs.Grid) -> None:
     """Raises ValueError unless the matrices are symmetric: then they are also those of each grid with itself."""
     symmetric = all(C.shape[0] == C.shape[1] for C in cost.matrices)
-    if symmetric and concrete(cost.matrices):
+    if symmetric and _inputs.concrete(cost.matrices):
         symmetric = all((np.asarray(C) == np.asarray(C).T).all() for C in cost.matrices)
     if not symmetric:
         raise ValueError("cost: expected both images on one grid, all matrices symmetric; a grid lacks x against x")
@@ -185,14 +166,14 @@ def _penalties(mass_penalty: Any, dtype: Any) -> list[Array | None]:
     if not isinstance(mass_penalty, tuple) or len(mass_penalty) != 2:
         raise TypeError(f"mass_penalty: expected None or a pair (rho_a, rho_b), got {mass_penalty!r}")
     return [
-        None if rho is None or (concrete(rho) and np.ndim(rho) == 0 and math.isinf(float(rho)) and rho > 0)
-        else scalar("mass_penalty", rho, dtype)
+        None if rho is None or (_inputs.concrete(rho) and np.ndim(rho) == 0 and math.isinf(float(rho)) and rho > 0)
+        else _inputs.scalar("mass_penalty", rho, dtype)
         for rho in mass_penalty
     ]  # fmt: skip
 
 
 def _require_equal_totals(a: Array, b: Array, rho: list[Array | None]) -> None:
-    if rho == [None, None] and concrete(a, b):
+    if rho == [None, None] and _inputs.concrete(a, b):
         total_a, total_b = (np.asarray(w, np.float64).sum(axis=-1) for w in (a, b))
         allowed = (
             4 * float(jnp.finfo(a.dtype).eps) * math.sqrt(max(a.shape[-1], b.shape[-1])) * np.maximum(total_a, total_b)

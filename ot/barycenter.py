@@ -82,7 +82,7 @@ def solve(
         for k, (mass, cloud) in enumerate(zip(given, clouds, strict=True))
     ]
     shares = _inputs.weights("shares", shares, len(clouds), dtype)
-    epsilon = _inputs.positive("epsilon", epsilon, dtype)
+    epsilon = _inputs.scalar("epsilon", epsilon, dtype)
     if support is not None:
         if initial is not None or size is not None or group is not None:
             raise ValueError("support: expected neither initial, size nor group beside it; `cost` may be a Geodesic")

@@ -123,7 +123,7 @@ def solve(
     if (group is None) != (log_transition is None):
         raise ValueError("group and log_transition: expected both, or neither for Brownian motion on R^n")
     dtype = jax.tree.leaves(x)[0].dtype
-    sigma = _inputs.positive("sigma", sigma, dtype)
+    sigma = _inputs.scalar("sigma", sigma, dtype)
     if sigma.ndim != 0:
         raise ValueError(f"sigma: expected one number, got shape {sigma.shape}; use jax.vmap")
     if log_transition is None:

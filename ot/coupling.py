@@ -64,7 +64,7 @@ def pair(
     if size is not None and size < 1:
         raise ValueError(f"size: expected an integer >= 1, got {size}")
     C = _inputs.cost("x and y", cost(_inputs.points("x", x), _inputs.points("y", y)))
-    traced = _inputs.is_traced(C, key)
+    traced = not _inputs.concrete(C, key)
     if epsilon is None and a is None and b is None and C.shape[-1] == C.shape[-2] <= _EXACT_UP_TO and not traced:
         return _assigned(C, size, key)
     if epsilon is None:
@@ -112,7 +112,7 @@ def align(
     Raises TypeError under jit, ValueError for clouds that differ in shape or in the number of points of a type.
     Sources: Kabsch 1976, Acta Cryst. A32:922; Besl, McKay 1992 (the alternation); Alexa 2022, CVPR (the spiral).
     """
-    if _inputs.is_traced(x, y, types):
+    if not _inputs.concrete(x, y, types):
         raise TypeError("align: its assignments run on the host, so it cannot be called under jit, vmap or grad")
     x, y = check.array("x", x, None, 3), check.array("y", y, None, 3)
     check.same_dtype(x=x, y=y)

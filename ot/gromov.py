@@ -86,7 +86,7 @@ def solve(
         raise ValueError(f"starts: expected an integer >= 1, and a key for more than 2; got {starts}")
     noise = jnp.zeros((0, n, m), dtype) if key is None else jax.random.normal(key, (max(starts - 2, 0), n, m), dtype)
     return _solve(
-        C1, C2, a, b, M, alpha, _inputs.positive("epsilon", epsilon, dtype), noise, tolerance, starts, max_steps
+        C1, C2, a, b, M, alpha, _inputs.scalar("epsilon", epsilon, dtype), noise, tolerance, starts, max_steps
     )
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from scipy import optimize
 
 from lie import check
-from ot import _validate, costs, sinkhorn
+from ot import _inputs, _validate, costs, sinkhorn
 
 _SAMPLE = 2048  # points of each cloud between which potentials are found
 _LARGEST_CELL = 16_384  # points, of which every eighth is in the sample
@@ -60,7 +60,7 @@ def solve(
     of one processor (188 s where others worked) and 820 MB. Raises TypeError under jit, and TypeError and ValueError
     that name the argument.
     """
-    if not _validate.concrete(x, y):
+    if not _inputs.concrete(x, y):
         raise TypeError("hierarchical.solve: its assignments run on the host, so it cannot be called under jit or grad")
     if block < 2 or max_steps < 0:
         raise ValueError(f"block and max_steps: expected at least 2 and 0, got {block} and {max_steps}")

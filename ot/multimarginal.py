@@ -103,7 +103,7 @@ def solve(
     given = [None] * count if weights is None else weights
     a = [_inputs.weights(f"weights[{k}]", w, n, dtype) for k, (w, n) in enumerate(zip(given, sizes, strict=True))]
 
-    return _solve(_inputs.positive("epsilon", epsilon, dtype), tuple(a), tuple(matrices), graph, tolerance, max_steps)
+    return _solve(_inputs.scalar("epsilon", epsilon, dtype), tuple(a), tuple(matrices), graph, tolerance, max_steps)
 
 
 @partial(jax.jit, static_argnames="edges")

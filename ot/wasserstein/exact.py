@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from lie import record, smooth
-from ot import _pairs, _validate, costs
+from ot import _inputs, _pairs, _validate, costs
 from ot.wasserstein import _auction, _matching, _primal_dual
 
 Points = Any
@@ -75,7 +75,7 @@ def exact(
     problem, batch = _validate.problem(x, y, a, b, cost, jnp.ones(()), None)  # ε is not used
     uniform = a is None and b is None and problem.a.shape[-1] == problem.b.shape[-1]
     fixed = jax.lax.stop_gradient(problem)
-    if _validate.concrete(fixed):
+    if _inputs.concrete(fixed):
         plan = _on_host(fixed, batch, float(tolerance), 50 if max_steps is None else max_steps)
     else:
         steps = jnp.asarray(100_000 if max_steps is None else max_steps, jnp.int32)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from lie import check, elementwise, smooth
-from ot import _validate
+from ot import _inputs
 
 
 def gaussian(
@@ -34,7 +34,7 @@ def gaussian(
     if m2.shape[-1] != d:
         raise ValueError(f"m1 and m2: expected means of one dimension, got {m1.shape} and {m2.shape}")
     for name, value in (("m1", m1), ("S1", S1), ("m2", m2), ("S2", S2)):
-        if _validate.concrete(value):
+        if _inputs.concrete(value):
             _require_values(name, np.asarray(value, np.float64), float(jnp.finfo(m1.dtype).eps))
     difference = m1 - m2
     traces = jnp.trace(S1, axis1=-2, axis2=-1) + jnp.trace(S2, axis1=-2, axis2=-1)

@@ -9,7 +9,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from lie import check, smooth
-from ot import _validate
+from ot import _inputs, _validate
 
 _SECTIONS = 76  # golden sections of the cut's range, 2, in float64: to 1e-15
 
@@ -58,7 +58,7 @@ def circle(
 
 
 def _on_line(x: Any, y: Any, a: Any, b: Any, p: float) -> Array:
-    if _validate.concrete(x, y, a, b):
+    if _inputs.concrete(x, y, a, b):
         return jnp.asarray(_on_host(*(None if v is None else np.asarray(v) for v in (x, y, a, b)), p=p), x.dtype)
     if a is None and b is None and x.shape[-1] == y.shape[-1]:
         x, y = (jnp.take_along_axis(v, _order(v), axis=-1) for v in (x, y))
@@ -75,7 +75,7 @@ def _on_circle(x: Any, y: Any, a: Any, b: Any, p: float, period: float) -> Array
         return period * _median_of_gaps(x, y, a, b)
     x, y = _at_order(x, a), _at_order(y, b)
     held = jax.lax.stop_gradient((*x, *y))
-    cut = _best_cut_on_host(*held, p=p) if _validate.concrete(held) else _best_cut(*held, p=p)
+    cut = _best_cut_on_host(*held, p=p) if _inputs.concrete(held) else _best_cut(*held, p=p)
     return period**p * _cut_value(*x, *y, cut=_at_jumps(x[1], y[1], cut), p=p)
 
 
@@ -85,7 +85,7 @@ def _measures(x: Any, y: Any, a: Any, b: Any, p: float | int) -> tuple[Any, Any,
     for name, points in (("x", x), ("y", y)):
         if points.shape[-1] == 0:
             raise ValueError(f"{name}: expected at least one point, got shape {points.shape}")
-        if _validate.concrete(points) and not np.isfinite(np.asarray(points)).all():
+        if _inputs.concrete(points) and not np.isfinite(np.asarray(points)).all():
             raise ValueError(f"{name}: expected finite points, got NaN or infinity")
     if isinstance(p, bool) or not isinstance(p, int | float) or not 1 <= p < np.inf:
         raise ValueError(f"p: expected a finite number >= 1, got {p!r}")
@@ -94,7 +94,7 @@ def _measures(x: Any, y: Any, a: Any, b: Any, p: float | int) -> tuple[Any, Any,
     batch = np.broadcast_shapes(*(v.shape[:-1] for v in (x, y, a, b) if v is not None))
     dtype, size = x.dtype, max(x.shape[-1], y.shape[-1])
     x, y, a, b = (None if v is None else jnp.broadcast_to(v, (*batch, v.shape[-1])) for v in (x, y, a, b))
-    if a is not None and b is not None and _validate.concrete(a, b):
+    if a is not None and b is not None and _inputs.concrete(a, b):
         totals = [np.asarray(w, np.float64).sum(axis=-1) for w in (a, b)]
         if not np.allclose(*totals, rtol=64 * float(jnp.finfo(dtype).eps) * size**0.5):
             raise ValueError(

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from lie import check, elementwise, smooth
-from ot import _validate
+from ot import _inputs
 from ot.wasserstein import _primal_dual
 
 _RESCALINGS = 10  # rounds of Ruiz's scaling; the norms of rows and columns then agree to a few per cent
@@ -66,9 +66,9 @@ def linear_program(
             raise ValueError(f"{name}: expected a number or shape ({n},), got {bound.shape}")
         bounds.append(jnp.broadcast_to(bound, (n,)))
     for name, value in (("c", c), ("A", A), ("b", b), ("G", G), ("h", h)):
-        if _validate.concrete(value) and not np.isfinite(np.asarray(value)).all():
+        if _inputs.concrete(value) and not np.isfinite(np.asarray(value)).all():
             raise ValueError(f"{name}: expected finite values, got NaN or infinity")
-    if _validate.concrete(*bounds) and not (np.asarray(bounds[0]) <= np.asarray(bounds[1])).all():
+    if _inputs.concrete(*bounds) and not (np.asarray(bounds[0]) <= np.asarray(bounds[1])).all():
         raise ValueError("lower and upper: expected lower <= upper, and no NaN")
     return _solve(c, A, b, G, h, *bounds, jnp.asarray(tolerance, dtype), jnp.asarray(max_steps, jnp.int32))
 

@@ -8,7 +8,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from lie import charts, check, elementwise, smooth, so3, sphere
-from ot import _validate
+from ot import _inputs
 from ot.wasserstein import line
 
 
@@ -58,7 +58,7 @@ def _points(x: ArrayLike, y: ArrayLike, space: Any) -> tuple[Array, Array]:
     for name, points in (("x", x), ("y", y)):
         if points.size == 0:
             raise ValueError(f"{name}: expected at least one point, got shape {points.shape}")
-        if _validate.concrete(points) and not np.isfinite(np.asarray(points)).all():
+        if _inputs.concrete(points) and not np.isfinite(np.asarray(points)).all():
             raise ValueError(f"{name}: expected finite points, got NaN or infinity")
         if space is so3:
             check.rotation(name, points)
