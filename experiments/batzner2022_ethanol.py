@@ -1,7 +1,7 @@
 """Batzner et al. 2022, fig. 5: NequIP's force error falls like a power of the training size, lower for higher l_max.
 
-Command: `python -m experiments run ethanol --preset cpu --data FOLDER` (expected: at every size, l_max 0 > 1 > 2).
-Ethanol of rMD17: one network for each l_max and number of training frames, all trained for the same number of steps,
+Command: `python -m experiments run ethanol --preset cpu --data FOLDER` (12 minutes of one core; expected: the error of
+l_max 0 > 1 > 2 at every size). Ethanol of rMD17: one network for each l_max and number of training frames, all trained for the same number of steps,
 tested on 500 other frames. The slope of the log-log line is the exponent. MAE of NequIP at 1000 frames: 2.8 meV/Å.
 """
 
@@ -52,7 +52,7 @@ class Config:
     """Numbers of training frames, of 1000."""
     steps: int = 100_000
     """Adam's, for every size."""
-    blocks: int = 50
+    blocks: int = 20
     test_frames: int = 500
     batch: int = 5
     channels: int = 64
@@ -82,7 +82,7 @@ class Config:
 _SMALL = Config(channels=32, layers=3, radial_hidden=(32,))
 PRESETS = {
     "smoke": dataclasses.replace(_SMALL, degrees=(1,), sizes=(25, 50), steps=20, blocks=2, test_frames=50, channels=8),
-    "cpu": dataclasses.replace(_SMALL, degrees=(0, 1, 2), sizes=(25, 50, 100, 200, 400), steps=2000, blocks=5),
+    "cpu": dataclasses.replace(_SMALL, degrees=(0, 1, 2), sizes=(25, 100, 400), steps=8000),
     "paper": Config(),
 }
 
@@ -240,7 +240,11 @@ def figure(metrics: dict[str, np.ndarray]) -> Figure:
     curves.set(xscale="log", yscale="log", xlabel="training frames n", ylabel="force RMSE (meV/Å)")
     curves.set_title("Ethanol (rMD17), 500 other frames")
     curves.set_xticks(sizes, [f"{n:.0f}" for n in sizes])
-    curves.minorticks_off()
+    curves.xaxis.set_minor_formatter("")
+    for axes in (curves, training):
+        axes.yaxis.set_minor_formatter("{x:.0f}")
+        axes.yaxis.set_major_formatter("{x:.0f}")
+        axes.tick_params(axis="y", which="minor", labelsize=7)
     curves.legend()
     training.set(yscale="log", xlabel="step", ylabel="force RMSE (meV/Å)", title=f"Training on {sizes[-1]:.0f} frames")
     training.legend()
