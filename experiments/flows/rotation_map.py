@@ -1,13 +1,15 @@
-"""Rotations as a map: each one the point where it takes the z axis, coloured by the turn about it."""
+"""Rotations as a map: each one the point where it takes the direction (1, 1, 1), coloured by the turn about it."""
 
 from typing import Any
 
 import numpy as np
 
+DIRECTION, ACROSS = np.array([1, 1, 1]) / np.sqrt(3), np.array([1, -1, 0]) / np.sqrt(2)
+
 
 def draw(axes: Any, R: np.ndarray) -> Any:
-    """Each rotation as the point R e_z of a map, coloured by the turn of its x axis from the meridian."""
-    z, x = R[:, :, 2], R[:, :, 0]
+    """R (n, 3, 3) on Mollweide axes; the turn is from the east to where `ACROSS` goes. Returns the points."""
+    z, x = R @ DIRECTION, R @ ACROSS
     longitude, latitude = np.arctan2(z[:, 1], z[:, 0]), np.arcsin(np.clip(z[:, 2], -1, 1))
     east = np.stack([-np.sin(longitude), np.cos(longitude), np.zeros(len(R))], axis=-1)
     north = np.cross(z, east)
@@ -15,4 +17,4 @@ def draw(axes: Any, R: np.ndarray) -> Any:
     axes.grid(alpha=0.3)
     axes.set_xticklabels([])
     axes.set_yticklabels([])
-    return axes.scatter(longitude, latitude, c=turn, s=7, cmap="twilight", vmin=-np.pi, vmax=np.pi, linewidths=0)
+    return axes.scatter(longitude, latitude, c=turn, s=9, cmap="twilight", vmin=-np.pi, vmax=np.pi, linewidths=0)
