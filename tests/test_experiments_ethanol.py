@@ -52,6 +52,6 @@ def test_what_cannot_be_done_is_refused(data, tmp_path):
     write(tmp_path / "ethanol_rmd17", {"train": (20, 0.05), "test_MD": (30, 0.05)})
     with pytest.raises(exits.Refused, match="at most 20 and 30 frames"):
         ethanol.data(CONFIG, tmp_path)
-    for wrong in ({"sizes": (5,)}, {"degrees": ()}, {"steps": 0}):
-        with pytest.raises(exits.Refused, match=next(iter(wrong))):
-            ethanol.Config(**wrong)
+    for field, value in (("sizes", (5,)), ("degrees", ()), ("steps", 0)):
+        with pytest.raises(exits.Refused, match=field):
+            dataclasses.replace(CONFIG, **{field: value})
