@@ -271,8 +271,7 @@ def advance_one(
     """One law's block. All rotations it needs are drawn at once: lessons first, then test points."""
     key_time, key_draw, key_measure = jax.random.split(key, 3)
     half = config.batch // 2
-    each = lambda one: log_times(half, one)
-    lessons = jax.vmap(each)(jax.random.split(key_time, steps)).ravel()
+    lessons = jax.vmap(lambda one: log_times(half, one))(jax.random.split(key_time, steps)).ravel()
     log_t = jnp.concatenate([lessons, log_times(config.tests, key_measure)])
     X, noise = brownian_mixture.draw(law, jnp.exp(log_t), key_draw)
     count = len(lessons)
@@ -349,9 +348,8 @@ def result(config: Config, metrics: dict[str, np.ndarray], state: State) -> Resu
             Row(f"{name}, divergence by exact scores (nats)", float(found["score_divergence_nats"][k])),
             Row(f"{name}, W1 of draws to data / of data to data", distances[0] / distances[1]),
         ]
-    rows.append(
-        Row("network evaluations of a likelihood", float(STAGES * config.flow_steps), 100, SOURCE, "verified", high=200)
-    )
+    count = float(STAGES * config.flow_steps)
+    rows.append(Row("network evaluations of a likelihood", count, 100, SOURCE, "verified", high=200))
     name = "divergence at the end from Haar's measure, at most (nats)"
     rows.append(Row(name, brownian_mixture.haar_divergence(END), high=1e-3))
     return Result(tuple(rows))
@@ -364,8 +362,8 @@ def _ceiling(means: np.ndarray, variances: np.ndarray, points: int) -> tuple[np.
 
 def _distance(x: np.ndarray, y: np.ndarray) -> float:
     """W1 in radians between two sets of rotation vectors."""
-    x, y = (so3.exp(jnp.asarray(points, jnp.float32)) for points in (x, y))
-    found = wasserstein.exact(x, y, cost=costs.Geodesic(so3, 1.0))
+    first, second = (so3.exp(jnp.asarray(points, jnp.float32)) for points in (x, y))
+    found = wasserstein.exact(first, second, cost=costs.Geodesic(so3, 1.0))
     if not found.converged:
         raise FloatingPointError(f"W1: the duality gap is still {float(found.gap)}")
     return float(found.value)
@@ -374,7 +372,8 @@ def _distance(x: np.ndarray, y: np.ndarray) -> float:
 def figure(metrics: dict[str, np.ndarray]) -> Figure:
     """Likelihoods and gaps beside the published ones, learning curves, and draws beside data."""
     picture = Figure(figsize=(10.5, 6.2))
-    above, below = picture.subfigures(2, 1, height_ratios=[1.1, 1])
+    parts: Any = picture.subfigures(2, 1, height_ratios=[1.1, 1])
+    above, below = parts
     table, gaps, curves = above.subplots(1, 3)
     modes = metrics["modes"][0, -1].astype(int)
     at = np.arange(len(modes))
@@ -410,11 +409,9 @@ def _draw_table(axes: Any, modes: np.ndarray, metrics: dict[str, np.ndarray]) ->
     for k in range(len(modes)):
         ours, ceiling = metrics["log_likelihood"][:, -1, k], metrics["true_log_likelihood"][..., k].mean(axis=1)
         x = k - 0.2 + 0.1 * (np.arange(len(ours)) - (len(ours) - 1) / 2)
-        first = k == 0
-        axes.plot(
-            x, ceiling, "_", color=style.COLOURS[1], markersize=12, label="ceiling of each law" if first else None
-        )
-        axes.plot(x, ours, "o", color=style.COLOURS[0], markersize=4, label="ours" if first else None)
+        labels = ("ceiling of each law", "ours") if k == 0 else (None, None)
+        axes.plot(x, ceiling, "_", color=style.COLOURS[1], markersize=8, label=labels[0])
+        axes.plot(x, ours, "o", color=style.COLOURS[0], markersize=4, label=labels[1])
     axes.set(ylabel="test log-likelihood (nats)", title="Likelihood by the probability flow")
     axes.legend(fontsize=7)
 
@@ -427,14 +424,13 @@ def _draw_gaps(axes: Any, modes: np.ndarray, last: dict[str, np.ndarray]) -> Non
         axes.errorbar(x, gap, 3 * last["gap_error"][:, k], fmt="o", color=style.COLOURS[0], markersize=4, label=label)
         if m in MEAN_CEILING:
             value, spread = PUBLISHED["RSGM"][m]
-            label = "RSGM (published, from the mean ceiling)" if k == 0 else None
-            axes.errorbar(
-                k + 0.2, MEAN_CEILING[m] - value, spread, fmt="s", color=style.PUBLISHED, markersize=4, label=label
-            )
+            label, grey = "RSGM (published, from the mean ceiling)" if k == 0 else None, style.PUBLISHED
+            axes.errorbar(k + 0.2, MEAN_CEILING[m] - value, spread, fmt="s", color=grey, markersize=4, label=label)
     axes.axhline(0.10, color=style.COLOURS[1], linestyle=":", linewidth=1, label="gate")
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(ylabel="ceiling − log-likelihood (nats)", title="Gap: the divergence from the data's law")
-    axes.legend(fontsize=7)
+    axes.set_ylim(top=1.5 * max(axes.get_ylim()[1], 0.11))  # the legend stands above the points
+    axes.legend(fontsize=7, loc="upper left")
 
 
 def _draw_rotations(axes: Any, points: np.ndarray) -> Any:
@@ -446,4 +442,6 @@ def _draw_rotations(axes: Any, points: np.ndarray) -> Any:
     axes.grid(True, linewidth=0.4)
     axes.set_xticklabels([])
     axes.set_yticklabels([])
-    return axes.scatter(longitude, latitude, c=turn, s=5, cmap="twilight", vmin=-180, vmax=180, linewidths=0)
+    return axes.scatter(
+        longitude, latitude, c=turn, s=5, cmap="twilight", vmin=-180, vmax=180, edgecolors="#888888", linewidths=0.15
+    )

@@ -1,6 +1,7 @@
 """Diffusion on SO(3): densities and scores of the law, denoising is unbiased, exact scores meet the ceiling."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -100,12 +101,13 @@ def test_times_are_one_in_each_part_of_the_range():
 
 def test_a_likelihood_above_the_ceiling_fails():
     config = diffusion.Config(modes=(2,), tests=64, draws=4, blocks=1)
+    state: Any = None  # the rows need metrics alone
     keys = jax.random.split(jax.random.key(0), 3)
     points = np.stack([so3.log(so3.sample((4,), jnp.float32, key=key)) for key in keys])
     metrics = {"true_log_likelihood": 1.0, "true_variance": 1.0, "gap_error": 0.01, "score_divergence_nats": 0.1}
     metrics = {name: np.full((1, 1), value) for name, value in metrics.items()} | {"draws": points[None, None]}
     for ours, passes in ((1.02, True), (1.04, False)):
-        found = diffusion.result(config, metrics | {"log_likelihood": np.full((1, 1), ours)}, None)
+        found = diffusion.result(config, metrics | {"log_likelihood": np.full((1, 1), ours)}, state)
         rows = {row.name: row for row in found.rows}
         row = rows["K = 2, standard errors above the ceiling"]
         assert (row.value <= row.high) is passes
