@@ -1,6 +1,5 @@
 """Flow matching on SO(3): what networks learn from, its couplings and its errors, the free target, the given file."""
 
-import json
 import re
 from pathlib import Path
 
@@ -131,17 +130,6 @@ def test_given_file_is_shuffled_as_published_and_anything_else_is_refused(tmp_pa
 def test_nonsense_is_refused(fields, message):
     with pytest.raises(exits.Refused, match=message):
         so3_flow.Config(**fields)
-
-
-def test_optimal_pairs_spread_less_over_seeds_than_independent_ones():
-    """The paper's second claim, in the committed record: no row of one seed can say it."""
-    path = ROOT / "docs" / "results" / "so3_flow" / "cpu.json"
-    if not path.exists():
-        pytest.skip("no record is committed yet")
-    rows = {row["name"]: row["ours"] for row in json.loads(path.read_text())["rows"]}
-    name = "free target: OT(d²), the paper's W1 (rad²)"
-    ot, cfm = (np.std(rows[f"{label}, {name}"], ddof=1) for label in ("OT-CFM", "CFM"))
-    assert ot < cfm
 
 
 def test_documented_lines_load_the_flow_that_is_shipped_and_sample_from_it(monkeypatch):
