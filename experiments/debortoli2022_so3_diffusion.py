@@ -1,6 +1,6 @@
 """De Bortoli et al. 2022, SO(3) mixtures: diffusion reaches the data's entropy within 0.10 nats, K = 16, 32, 64 modes.
 
-Command: `python -m experiments run so3_diffusion --preset cpu` (8 minutes a seed; expected: gaps of 0.03 to 0.07 nats).
+Command: `python -m experiments run so3_diffusion --preset cpu` (5 minutes a seed; expected: gaps of 0.03 to 0.08 nats).
 Brownian motion carries the data to Haar's measure; a network learns the scores by denoising, against the exact scores
 of IGSO(3); the reversed diffusion draws; the probability flow gives likelihoods, its divergence exact. The law of the
 data is known, and so is the best possible test log-likelihood: minus its entropy, which nobody can exceed. Densities
