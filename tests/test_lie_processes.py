@@ -118,7 +118,7 @@ def test_the_program_does_not_grow_with_the_steps():
 
     def equations(steps):
         solve = lambda s: processes.ode(so3, turning, s, jnp.linspace(0.0, 1.0, steps + 1)).final
-        return str(jax.make_jaxpr(solve)(start)).count("\n")
+        return str(jax.make_jaxpr(solve)(start)).count(" = ")
 
     assert equations(10) == equations(5000)
 
