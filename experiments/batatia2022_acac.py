@@ -168,8 +168,13 @@ def _build(config: Config, name: str) -> Callable[[nnx.Rngs], nnx.Module]:
 
 def _energy(config: Config, name: str, data: Data) -> force_field.Energy:
     """energy(parameters, graph, vectors, species) in eV; the module is rebuilt around the parameters while tracing."""
-    module, _ = nnx.split(nnx.eval_shape(lambda: _build(config, name)(nnx.Rngs(0))))
+    module = _module(config, name)
     return lambda parameters, *arguments: data.unit * nnx.merge(module, parameters)(*arguments)
+
+
+def _module(config: Config, name: str) -> Any:
+    """The network without its parameters."""
+    return nnx.split(nnx.eval_shape(lambda: _build(config, name)(nnx.Rngs(0))))[0]
 
 
 def _optimizer(config: Config) -> optax.GradientTransformation:
@@ -195,7 +200,7 @@ def model(config: Config, state: State, data: Data) -> experiment.Model:
     """
     kind = "nequip" if config.nequip else "mace"
     name = f"{kind}_l{max(config.nequip or config.mace)}"
-    module, _ = nnx.split(nnx.eval_shape(lambda: _build(config, name)(nnx.Rngs(0))))
+    module = _module(config, name)
 
     def one(parameters: Any, x: Array) -> tuple[Array, Array]:
         near = graph.radius_graph(x, config.cutoff, max_edges=len(data.species) * (len(data.species) - 1))

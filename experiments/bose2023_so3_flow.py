@@ -126,8 +126,8 @@ PRESETS = {
         frames=1,
         watched=150,
     ),
-    # Four times as many steps on a quarter of the batch, a wider network and a decay bring CFM from 2 floors of OT(d²)
-    # to 1.2. Optimal pairs among 256 points cost a twelfth of those among 1024.
+    # Four times as many steps on a quarter of the batch, a wider network and a decay: CFM ends below 1.3 floors.
+    # Optimal pairs are found among 256 points, not 1024, for their cost.
     "cpu": Config(
         epochs=140, chain_epochs=40, blocks=5, batch=256, coupled=256, passes=5, hidden=128, rate=3e-3, rate_at_end=0.0
     ),

@@ -246,7 +246,7 @@ def centres(config: Config, key: Array) -> Metrics:
 
 
 def karcher(space: Any, points: Array) -> Array:
-    """The Fréchet mean on SO(3) or S², by the same fixed point on both."""
+    """The Fréchet mean on SO(3); on S², which is no group, m ← exp_m of the mean of log_m x."""
     if space is so3:
         return means.frechet_mean(so3, points).mean
     start = sphere.normalize(jnp.mean(points, axis=0))
@@ -293,6 +293,8 @@ def result(config: Config, metrics: dict[str, np.ndarray], state: State) -> Resu
     for case, (value, divergence) in zip(known_transport.cases(), slopes, strict=True):
         where = f"on {case.space if case.space != 'Haar' else 'SO(3), equal laws'}, ε = {case.level:g} of the mean cost"
         label = f"exponent of the error of n samples, W_ε {where}"
+        if min(known_transport.LEVELS) < case.level < 1:
+            rows.append(Row(label, float(value)))  # between the two laws
         if case.level == 1:  # equal laws: constant potentials, so the first order vanishes
             law = -1.0 if case.space == "Haar" else -0.5
             bounds = gate(law - 0.1, law + 0.1)
@@ -368,7 +370,7 @@ def figure(metrics: dict[str, np.ndarray]) -> Figure:
         for index, case in enumerate(known):
             if case.level == level:
                 colour = style.COLOURS[spaces.index(case.space)]
-                label = "SO(3), equal laws" if case.space == "Haar" else case.space.replace("R^", "R^")
+                label = "SO(3), equal laws" if case.space == "Haar" else case.space
                 relative = error[:, index, kind] / (case.divergence or case.value)
                 axes.plot(samples, relative, "o-", color=colour, markersize=4, label=label)
         axes.set(xscale="log", yscale="log", xlabel="samples n")

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from experiments.engine import experiment, style
 from experiments.engine.exits import Refused
 from experiments.engine.experiment import Result, Row
+from experiments.flows import rotation_map
 from experiments.simulators import brownian_mixture
 from lie import densities, elementwise, processes, so3
 from ot import costs, wasserstein
@@ -215,7 +216,7 @@ def generate(score: Score, count: int, steps: int, key: Array) -> Array:
 def init(config: Config, key: Array) -> State:
     """A law for each number of modes, and an untrained network for each."""
 
-    @jax.jit  # a fifth of the time that its operations take one by one
+    @jax.jit
     def first(key: Array) -> State:
         key, key_law, key_network = jax.random.split(key, 3)
         keys = jax.random.split(key_network, len(config.modes))
@@ -396,9 +397,9 @@ def figure(metrics: dict[str, np.ndarray]) -> Figure:
     middle = len(modes) // 2
     maps: Any = below.subplots(1, 2, subplot_kw={"projection": "mollweide"})
     for axes, points, what in zip(maps, last["draws"][0, middle], ("drawn", "data"), strict=False):
-        shown = _draw_rotations(axes, points)
-        axes.set_title(f"K = {modes[middle]}, {what}: where R sends z; colour: turn about it", fontsize=9)
-    below.colorbar(shown, ax=maps, shrink=0.7, label="turn (°)", ticks=[-180, -90, 0, 90, 180])
+        shown = rotation_map.draw(axes, np.asarray(so3.exp(jnp.asarray(points, jnp.float32))))
+        axes.set_title(f"K = {modes[middle]}, {what}: where rotations take (1, 1, 1)", fontsize=9)
+    below.colorbar(shown, ax=maps, shrink=0.7, label="turn about it (rad)")
     return picture
 
 
@@ -434,17 +435,3 @@ def _draw_gaps(axes: Any, modes: np.ndarray, last: dict[str, np.ndarray]) -> Non
     axes.set(ylabel="ceiling − log-likelihood (nats)", title="Gap: the divergence from the data's law")
     axes.set_ylim(top=1.5 * max(axes.get_ylim()[1], 0.11))  # the legend stands above the points
     axes.legend(fontsize=7, loc="upper left")
-
-
-def _draw_rotations(axes: Any, points: np.ndarray) -> Any:
-    """Rotations by their third column on the sphere, coloured by the turn that is left about it."""
-    R = np.asarray(so3.exp(jnp.asarray(points, jnp.float32)), np.float64)
-    x, y, z = R[:, :, 2].T
-    longitude, latitude = np.arctan2(y, x), np.arcsin(np.clip(z, -1, 1))
-    turn = np.degrees(np.arctan2(R[:, 2, 1], -R[:, 2, 0]))
-    axes.grid(True, linewidth=0.4)
-    axes.set_xticklabels([])
-    axes.set_yticklabels([])
-    return axes.scatter(
-        longitude, latitude, c=turn, s=5, cmap="twilight", vmin=-180, vmax=180, edgecolors="#888888", linewidths=0.15
-    )

@@ -10,6 +10,7 @@ from experiments.engine import (
     export,
     files,
     launch,
+    machine,
     options,
     record,
     replay,
@@ -47,7 +48,9 @@ saving, the same command goes on; 1 anything else.
 
 def main(arguments: list[str] | None = None) -> None:
     """Carries out the command line and exits with its status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:  # a process of its own, which has no device yet
+        machine.avoid_wrong_sums()
+        arguments = sys.argv[1:]
     with exits.as_status():
         _main(arguments)
 

@@ -1,6 +1,8 @@
 """What a run computes on and how precisely: --device, --dtype, --matmul-precision, set before the first array."""
 
+import os
 import re
+from importlib import metadata
 from typing import Any, Literal
 
 import jax
@@ -10,6 +12,19 @@ from experiments.engine.exits import Refused
 
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 Matmul = Literal["default", "high", "highest", "tensorfloat32", "bfloat16", "float32"]
+
+
+_REWRITES_SUMS = "--xla_cpu_experimental_ynn_fusion_type"
+
+
+def avoid_wrong_sums() -> None:
+    """Turns off, for jaxlib 0.10.2, the pass on CPU that sums rows into others (jax-ml/jax#39103): before any device.
+
+    0.10.1 and 0.12 are right. A choice that stands in XLA_FLAGS already is left as it is.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if metadata.version("jaxlib") == "0.10.2" and _REWRITES_SUMS not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {_REWRITES_SUMS}=".strip()
 
 
 def use(device: str | None, dtype: Dtype | None, matmul: Matmul | None) -> None:

@@ -17,7 +17,7 @@ Energy = Callable[..., Array]  # energy(parameters, graph, vectors, species) in 
 
 
 class Sample(NamedTuple):
-    """Frames with their graphs, stacked; energies are relative: see `Data`."""
+    """Frames with their graphs, stacked; energies less a constant."""
 
     position: Array  # (frames, atoms, 3) Å
     energy: Array  # (frames,) eV
