@@ -22,8 +22,9 @@ from experiments.engine import cli, record, run
 name, folder = sys.argv[1], Path(sys.argv[2])
 
 def status(part):
+    sys.argv[1:] = ["run", name, "--preset", "smoke", "--run", str(folder / part)]
     try:
-        cli.main(["run", name, "--preset", "smoke", "--run", str(folder / part)])
+        cli.main()  # as a process of the command line does
     except SystemExit as end:
         return end.code
 
