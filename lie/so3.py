@@ -184,7 +184,8 @@ def cross_terms(a: Array, p: Array, omega: Array, u: Array) -> Array:
 
 # What rules of differentiation use instead of the two functions above: broadcast products and a gather in place of
 # stacks. XLA compiles each in less than half the time (45 ms, not 103), but 1e5 rotations take half as long again.
-_ROLE = np.array([[0, 2, 1], [2, 0, 0], [1, 0, 0]])
+# Indices are int32: JAX keeps one type for an int64 array, and fails where jax_enable_x64 is another the next time.
+_ROLE = np.array([[0, 2, 1], [2, 0, 0], [1, 0, 0]], np.int32)
 _SIGN = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])
 _HAT = np.where(np.arange(3)[:, None, None] == _ROLE, _SIGN, 0)  # ω̂ = Σ_k ω_k _HAT[k]
 

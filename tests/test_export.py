@@ -1,5 +1,7 @@
 """Every public function that can be traced exports for cpu, cuda and tpu in one go, with exact dots and no callback.
 
+It can be traced with jax_enable_x64 on, and then off, in one process.
+
 The table is in export_rows.py: `test_every_public_function_is_in_a_table` fails until a new function is there.
 """
 
@@ -116,6 +118,8 @@ def test_exports_everywhere_with_exact_dots_and_no_callback(name, row):
     assert not wide, "float32 in, but float64 out"
     exported = jax.export.export(jax.jit(program), platforms=PLATFORMS)(*arrays)
     assert exported.platforms == tuple(PLATFORMS)
+    with jax.enable_x64(False):
+        jax.eval_shape(program, *arrays)
 
 
 def test_every_public_function_is_in_a_table():
