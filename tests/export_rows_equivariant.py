@@ -150,7 +150,7 @@ def rows():
         "equivariant.term_unrolled.contract": [call(_POLYNOMIAL.results, floats(2, 2, 3), floats(2, 4, 2, 3))],
         "equivariant.term_unrolled.collect": [call(_POLYNOMIAL.results, 2, floats(2, 4, 2, 3), floats(2, 4, 1, 3))],
         "equivariant.symmetric_contraction.symmetric_contraction": [
-            call(floats(2, 5, 3), floats(5, 1, 4, 3), np.arange(5) % 2, max_degree=1, correlation=2)
+            call(floats(2, 5, 3), floats(5, 1, 4, 3), np.arange(5, dtype=np.int32) % 2, max_degree=1, correlation=2)
         ],
         "equivariant.graph.vectors": [call(graph, floats(3, 3))],
         "equivariant.graph.sum_edges": [call(graph, floats(4, 2))],
@@ -178,19 +178,21 @@ def rows():
         ],
         "equivariant.frames.principal_axes": [call(floats(2, 3, 3))],
         "equivariant.atoms.edge_embedding": [call(floats(4, 3), 3, 2.0, 6)],
-        "equivariant.atoms.species_linear": [call(floats(2, 1, 2, 3, 5), floats(3, 1, 4, 3), np.arange(3) % 2)],
+        "equivariant.atoms.species_linear": [
+            call(floats(2, 1, 2, 3, 5), floats(3, 1, 4, 3), np.arange(3, dtype=np.int32) % 2)
+        ],
         "equivariant.nequip.NequIP": [
             model(
                 partial(nequip.NequIP, 2, channels=2, max_degree=1, layers=2, radial_hidden=(3,)),
                 *(graph, floats(4, 3)),
-                np.arange(3) % 2,
+                np.arange(3, dtype=np.int32) % 2,
             )
         ],
         "equivariant.mace.MACE": [
             model(
                 partial(mace.MACE, 2, channels=2, max_degree=1, degree_filter=1, correlation=2, radial_hidden=(3,)),
                 *(graph, floats(4, 3)),
-                np.arange(3) % 2,
+                np.arange(3, dtype=np.int32) % 2,
             )
         ],
         "equivariant.egnn.EGNN": [model(egnn_of, h, x, x, edges)],
