@@ -254,4 +254,4 @@ def _degrees_and_orders(max_degree: int, max_order: int) -> np.ndarray:
         own = list(range(count, count + max_degree + 1 - m))
         numbers += own * (2 if m else 1)
         count += len(own)
-    return np.array(numbers)
+    return np.array(numbers, np.int32)
