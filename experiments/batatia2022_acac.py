@@ -20,7 +20,6 @@ import optax
 from flax import nnx
 from jax import lax
 from jaxtyping import Array
-from matplotlib.figure import Figure
 
 from equivariant import graph, mace, nequip, potential
 from experiments.engine import experiment, style
@@ -336,9 +335,9 @@ def result(config: Config, metrics: dict[str, np.ndarray], state: State, data: D
     return Result(tuple(rows))
 
 
-def figure(metrics: dict[str, np.ndarray]) -> Figure:
+def figure(metrics: dict[str, np.ndarray]) -> "style.Figure":
     """Force errors over training at 300 K and 600 K, beside the published ones."""
-    picture = Figure(figsize=(9.5, 3.4))
+    picture = style.figure(9.5, 3.4)
     panels = dict(zip(("300k", "600k"), picture.subplots(1, 2, sharey=True), strict=True))
     epoch = metrics["epoch"][0]
     found = [key.removesuffix("_train_loss") for key in metrics if key.endswith("_train_loss")]

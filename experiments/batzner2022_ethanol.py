@@ -20,7 +20,6 @@ import optax
 from flax import nnx
 from jax import lax
 from jaxtyping import Array
-from matplotlib.figure import Figure
 
 from equivariant import nequip
 from experiments.engine import style
@@ -221,9 +220,9 @@ def result(config: Config, metrics: dict[str, np.ndarray], state: State, data: D
     return Result(tuple(rows))
 
 
-def figure(metrics: dict[str, np.ndarray]) -> Figure:
+def figure(metrics: dict[str, np.ndarray]) -> "style.Figure":
     """Test errors against the number of training frames, with their power laws."""
-    picture = Figure(figsize=(9.5, 3.5))
+    picture = style.figure(9.5, 3.5)
     curves, training = picture.subplots(1, 2)
     sizes = metrics["sizes"][0, -1]
     names = [key.removesuffix("_train_loss") for key in metrics if key.endswith("_train_loss")]

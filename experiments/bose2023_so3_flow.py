@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from matplotlib.figure import Figure
 
 from experiments.engine import dataset, experiment, provenance, style
 from experiments.engine.exits import Refused
@@ -416,9 +415,9 @@ def result(config: Config, metrics: dict[str, np.ndarray], state: State, data: D
     return Result(tuple(rows))
 
 
-def figure(metrics: dict[str, np.ndarray]) -> Figure:
+def figure(metrics: dict[str, np.ndarray]) -> "style.Figure":
     """Target and samples as frames on the sphere; distances while training; what few steps of the sampler reach."""
-    picture = Figure(figsize=(10.5, 5.2))
+    picture = style.figure(10.5, 5.2)
     maps = [picture.add_subplot(2, 2, 1 + k, projection="mollweide") for k in range(2)]
     for axes, name, title in zip(maps, ("target", "ot"), ("Target", "OT-CFM"), strict=True):
         R = np.asarray(so3.exp(metrics[f"{name}_rotation_vector_rad"][0, -1]))

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.nn import logsumexp
-from matplotlib.figure import Figure
 from scipy import optimize, special
 
 from experiments.engine import style
@@ -356,9 +355,9 @@ def result(config: Config, metrics: dict[str, np.ndarray], state: State) -> Resu
     return Result(tuple(rows))
 
 
-def figure(metrics: dict[str, np.ndarray]) -> Figure:
+def figure(metrics: dict[str, np.ndarray]) -> "style.Figure":
     """Sample complexity at both ends of ε, contraction beside its bounds, flows in the plane, barycenters."""
-    picture = Figure(figsize=(11, 6))
+    picture = style.figure(11, 6)
     large, small, rates, bias_axes, flow = (picture.add_subplot(2, 3, place) for place in range(1, 6))
     shape = style.space(picture, 2, 3, 6, elevation=60)
     samples = tuple(int(n) for n in metrics["samples"][0, -1])

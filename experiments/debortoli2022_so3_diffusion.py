@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array, lax
-from matplotlib.figure import Figure
 
 from experiments.engine import experiment, style
 from experiments.engine.exits import Refused
@@ -373,9 +372,9 @@ def _distance(x: np.ndarray, y: np.ndarray) -> float:
     return float(found.value)
 
 
-def figure(metrics: dict[str, np.ndarray]) -> Figure:
+def figure(metrics: dict[str, np.ndarray]) -> "style.Figure":
     """Likelihoods and gaps beside the published ones, learning curves, and draws beside data."""
-    picture = Figure(figsize=(10.5, 6.2))
+    picture = style.figure(10.5, 6.2)
     parts: Any = picture.subfigures(2, 1, height_ratios=[1.1, 1])
     above, below = parts
     table, gaps, curves = above.subplots(1, 3)

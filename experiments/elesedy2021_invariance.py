@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from matplotlib.figure import Figure
 
 from experiments.engine import style
 from experiments.engine.exits import Refused
@@ -380,9 +379,9 @@ def result(config: Config, metrics: dict[str, np.ndarray], state: State) -> Resu
     return Result(tuple(rows))
 
 
-def figure(metrics: dict[str, np.ndarray]) -> Figure:
+def figure(metrics: dict[str, np.ndarray]) -> "style.Figure":
     """The exact gain and its divergence for three groups; the bound beside the gap; networks."""
-    picture = Figure(figsize=(10.5, 3.4))
+    picture = style.figure(10.5, 3.4)
     exact, bounds, curves = picture.subplots(1, 3, width_ratios=[1.25, 1, 1])
     for (name, task), colour in zip(TASKS.items(), style.COLOURS, strict=False):
         for side in (np.arange(2, task.inputs - 1), np.arange(task.inputs + 2, 241)):

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from matplotlib.figure import Figure
 
 from experiments.engine import style
 from experiments.engine.exits import Refused
@@ -346,10 +345,10 @@ def result(config: Config, metrics: dict[str, np.ndarray], state: State, data: G
     return Result(tuple(rows))
 
 
-def figure(metrics: dict[str, np.ndarray]) -> Figure:
+def figure(metrics: dict[str, np.ndarray]) -> "style.Figure":
     """The first graph with its uncertainty; certificates; covariances; outliers; the race; the table."""
     found = {name: value[:, -1] for name, value in metrics.items()}
-    picture = Figure(figsize=(10.5, 6.4))
+    picture = style.figure(10.5, 6.4)
     grid = picture.add_gridspec(2, 3)
     _draw_graph(picture.add_subplot(grid[0, 0], projection="3d"), found)
     _draw_table(picture.add_subplot(grid[0, 1]), found)

@@ -19,7 +19,6 @@ import optax
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
-from matplotlib.figure import Figure
 
 from equivariant import egnn, radial_field, segnn
 from experiments.engine import dataset, experiment, mesh, style
@@ -420,9 +419,9 @@ PUBLISHED: dict[str, tuple[float, str, Certainty]] = {
 }
 
 
-def figure(metrics: dict[str, np.ndarray]) -> Figure:
+def figure(metrics: dict[str, np.ndarray]) -> "style.Figure":
     """Test error and broken symmetry over training, and the table beside the published one."""
-    picture = Figure(figsize=(10.5, 3.2))
+    picture = style.figure(10.5, 3.2)
     errors, symmetry, table = picture.subplots(1, 3, width_ratios=[1, 1, 0.95])
     epoch = metrics["epoch"][0]
     cells = []

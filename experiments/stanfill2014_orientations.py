@@ -17,7 +17,6 @@ import numpy as np
 import scipy.sparse
 import scipy.sparse.csgraph
 from jax import Array
-from matplotlib.figure import Figure
 from scipy.spatial import KDTree
 from scipy.stats import rankdata
 
@@ -362,10 +361,10 @@ def result(config: Config, metrics: dict[str, np.ndarray], state: State, data: D
     return Result(tuple(rows))
 
 
-def figure(metrics: dict[str, np.ndarray]) -> Figure:
+def figure(metrics: dict[str, np.ndarray]) -> "style.Figure":
     """Grains, angles between neighbours, boundaries found, simulated shares, wrists, printed means."""
     found = {name: value[:, -1] for name, value in metrics.items()}
-    picture = Figure(figsize=(10.5, 6.4))
+    picture = style.figure(10.5, 6.4)
     axes = picture.subplots(2, 3)
     for place, (name, title) in zip(
         axes[0, :2], {"raw": "ignoring the cube", "cubic": "with the cube"}.items(), strict=True

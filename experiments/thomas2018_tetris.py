@@ -17,7 +17,6 @@ import optax
 from flax import nnx
 from jax import Array
 from jax.flatten_util import ravel_pytree
-from matplotlib.figure import Figure
 
 from equivariant import features, graph, tensor_field_network
 from experiments.engine import style
@@ -228,9 +227,9 @@ def result(config: Config, metrics: dict[str, np.ndarray], state: State) -> Resu
     return Result(tuple(rows))
 
 
-def figure(metrics: dict[str, np.ndarray]) -> Figure:
+def figure(metrics: dict[str, np.ndarray]) -> "style.Figure":
     """The shapes; accuracy while training; what each network calls the rotated shapes."""
-    picture = Figure(figsize=(10.5, 4.9))
+    picture = style.figure(10.5, 4.9)
     parts: Any = picture.subfigures(2, 1, height_ratios=[1, 2.6])
     above, below = parts
     pieces = above.subplots(1, len(SHAPES), subplot_kw={"projection": "3d"})

@@ -17,8 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from experiments.engine import style
 from experiments.engine.exits import Refused
@@ -351,9 +349,9 @@ def derivative_rows(last: dict[str, np.ndarray]) -> list[Row]:
     ]
 
 
-def figure(metrics: dict[str, np.ndarray]) -> Figure:
+def figure(metrics: dict[str, np.ndarray]) -> "style.Figure":
     """Noise law, errors of the heads, their tails; derivatives near degenerate matrices, ranks of the Fisher head."""
-    picture = Figure(figsize=(10.5, 6.4))
+    picture = style.figure(10.5, 6.4)
     parts: Any = picture.subfigures(2, 1)
     law, table, tails = parts[0].subplots(1, 3, width_ratios=[1, 1.25, 1.1])
     draw_law(law, metrics)
@@ -368,7 +366,7 @@ def figure(metrics: dict[str, np.ndarray]) -> Figure:
     return picture
 
 
-def draw_ranks(axes: Axes, share: np.ndarray) -> None:
+def draw_ranks(axes: "style.Axes", share: np.ndarray) -> None:
     """The `share` (seeds, 20) of targets in percent, by rank among draws from their predicted laws: median, range."""
     middle = np.median(share, axis=0)
     spread = np.abs(np.stack([share.min(axis=0), share.max(axis=0)]) - middle)
@@ -380,7 +378,7 @@ def draw_ranks(axes: Axes, share: np.ndarray) -> None:
     axes.set_title("Matrix Fisher head")
 
 
-def draw_law(axes: Axes, metrics: dict[str, np.ndarray]) -> None:
+def draw_law(axes: "style.Axes", metrics: dict[str, np.ndarray]) -> None:
     """E|R' − R|²/σ² by σ, with its limits and another implementation's values."""
     for (name, label), colour in zip(LABELS.items(), style.COLOURS, strict=False):
         ratio = np.mean(metrics[f"{name}_law_moments"], axis=(0, 1))[:, 0]
@@ -394,7 +392,7 @@ def draw_law(axes: Axes, metrics: dict[str, np.ndarray]) -> None:
     axes.legend(loc="upper left", fontsize=7)
 
 
-def draw_errors(table: Axes, tails: Axes, metrics: dict[str, np.ndarray]) -> None:
+def draw_errors(table: "style.Axes", tails: "style.Axes", metrics: dict[str, np.ndarray]) -> None:
     """Mean and largest error of each head beside the published ones, and the share of rotations above each error."""
     names = [name for name in HEADS if f"{name}_mean_degrees" in metrics]
     for k, name in enumerate(names):
@@ -421,7 +419,7 @@ def draw_errors(table: Axes, tails: Axes, metrics: dict[str, np.ndarray]) -> Non
     tails.legend(fontsize=7, loc="lower left")
 
 
-def draw_derivatives(axes: Axes, metrics: dict[str, np.ndarray], kind: int) -> None:
+def draw_derivatives(axes: "style.Axes", metrics: dict[str, np.ndarray], kind: int) -> None:
     """Relative error of J where the map is smooth, its norm where it is not; 0 stands at the left end."""
     x = np.array([gap or degenerate.GAPS[-2] / 10 for gap in degenerate.GAPS])
     what, top = ("error", 3.0) if kind == 0 else ("norm", 3e8)

@@ -1,5 +1,8 @@
 """Pictures of things in R^3: clouds, frames and spheres are where their coordinates say, on one scale."""
 
+import subprocess
+import sys
+
 import numpy as np
 from matplotlib import image
 from matplotlib.figure import Figure
@@ -53,3 +56,8 @@ def test_a_single_point_has_a_scale_too():
     style.equal(axes, np.ones((1, 3)))
     assert np.isfinite(axes.get_xlim()).all()
     style.frames(axes, np.eye(3))
+
+
+def test_a_run_starts_without_matplotlib():
+    code = "import sys, experiments.engine.cli, experiments.satorras2021_nbody; assert 'matplotlib' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -3,16 +3,17 @@
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 from cycler import cycler
-from matplotlib.figure import Figure
-from mpl_toolkits.mplot3d.art3d import Line3DCollection
-from mpl_toolkits.mplot3d.axes3d import Axes3D
 
 from experiments.engine import files
+
+if TYPE_CHECKING:  # matplotlib waits for the first figure: it takes a fifth of the time that a run needs to start
+    from matplotlib.axes import Axes as Axes
+    from matplotlib.figure import Figure
+    from mpl_toolkits.mplot3d.axes3d import Axes3D
 
 # Okabe and Ito's palette: distinct under the common colour deficiencies and in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -37,8 +38,17 @@ _SETTINGS: Any = {
 }
 
 
-def render(draw: Callable[[Any], Figure], metrics: Any, folder: Path, name: str) -> list[Path]:
+def figure(width: float, height: float) -> "Figure":
+    """An empty figure, in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height))
+
+
+def render(draw: Callable[[Any], "Figure"], metrics: Any, folder: Path, name: str) -> list[Path]:
     """Draws `draw(metrics)` in haar's style into `folder` as `name`.pdf and `name`.png; returns the paths."""
+    import matplotlib
+
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     with matplotlib.rc_context(_SETTINGS):
@@ -51,7 +61,7 @@ def render(draw: Callable[[Any], Figure], metrics: Any, folder: Path, name: str)
     return paths
 
 
-def space(figure: Figure, *position: int, elevation: float = 20.0, azimuth: float = 35.0) -> Axes3D:
+def space(figure: "Figure", *position: int, elevation: float = 20.0, azimuth: float = 35.0) -> "Axes3D":
     """Axes for what lies in R^3, at `position` as in add_subplot: no box, so that only the things are seen."""
     axes = figure.add_subplot(*(position or (1, 1, 1)), projection="3d", elev=elevation, azim=azimuth)
     axes.set_proj_type("ortho")
@@ -59,7 +69,7 @@ def space(figure: Figure, *position: int, elevation: float = 20.0, azimuth: floa
     return axes
 
 
-def equal(axes: Axes3D, *things: np.ndarray) -> None:
+def equal(axes: "Axes3D", *things: np.ndarray) -> None:
     """Shows all of `things`, arrays (..., 3), with one scale on the three axes: a ball looks like a ball."""
     x = np.concatenate([np.reshape(thing, (-1, 3)) for thing in things])
     low, high = np.nanmin(x, axis=0), np.nanmax(x, axis=0)
@@ -69,8 +79,10 @@ def equal(axes: Axes3D, *things: np.ndarray) -> None:
     axes.set_box_aspect((1, 1, 1), zoom=1.35)  # type: ignore[arg-type]
 
 
-def sphere(axes: Axes3D, centre: Sequence[float] = (0, 0, 0), radius: float = 1.0) -> None:
+def sphere(axes: "Axes3D", centre: Sequence[float] = (0, 0, 0), radius: float = 1.0) -> None:
     """A sphere as its meridians and parallels, thin enough for what lies on it to be seen."""
+    from mpl_toolkits.mplot3d.art3d import Line3DCollection
+
     turn = np.linspace(0, 2 * np.pi, 73)
     lines = [np.stack([np.cos(turn) * np.cos(a), np.cos(turn) * np.sin(a), np.sin(turn)], -1) for a in _every(30, 180)]
     for b in _every(30, 180)[1:]:
@@ -80,13 +92,15 @@ def sphere(axes: Axes3D, centre: Sequence[float] = (0, 0, 0), radius: float = 1.
     axes.add_collection3d(Line3DCollection(lines, colors="#999999", linewidths=0.4, alpha=0.6))
 
 
-def points(axes: Axes3D, x: np.ndarray, colour: Any = COLOURS[0], size: float = 6.0, **more: Any) -> None:
+def points(axes: "Axes3D", x: np.ndarray, colour: Any = COLOURS[0], size: float = 6.0, **more: Any) -> None:
     """A cloud x (n, 3), faded with its distance; `colour` may be one for each point, or numbers with `cmap`."""
     axes.scatter(*np.moveaxis(np.asarray(x), -1, 0), c=colour, s=size, linewidths=0, **more)  # type: ignore[arg-type]
 
 
-def frames(axes: Axes3D, R: np.ndarray, position: np.ndarray | None = None, length: float = 1.0) -> None:
+def frames(axes: "Axes3D", R: np.ndarray, position: np.ndarray | None = None, length: float = 1.0) -> None:
     """Rotations R (n, 3, 3) as their three axes, the columns: x orange, y green, z blue, from `position` (n, 3)."""
+    from mpl_toolkits.mplot3d.art3d import Line3DCollection
+
     R = np.asarray(R).reshape(-1, 3, 3)
     start = np.zeros((len(R), 3)) if position is None else np.asarray(position).reshape(-1, 3)
     for column, colour in enumerate((COLOURS[1], COLOURS[2], COLOURS[0])):

@@ -19,7 +19,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import tyro
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -228,12 +227,12 @@ def _cell(line: results.Line) -> str:
     return f"{ours}\n{verdict}" if verdict else ours
 
 
-def _figure(outcomes: Sequence[Outcome]) -> Figure:
+def _figure(outcomes: Sequence[Outcome]) -> "style.Figure":
     """Each result against the first field; the other fields are lines of their own; dotted is published."""
     names = _names(outcomes)[:_PANELS]
     across = min(3, max(1, len(names)))
     down = max(1, math.ceil(len(names) / across))
-    picture = Figure(figsize=(3.4 * across, 2.6 * down + 0.3))
+    picture = style.figure(3.4 * across, 2.6 * down + 0.3)
     panels = picture.subplots(down, across, squeeze=False).ravel()
     first, *others = outcomes[0].point.values
     places, numeric = _places([outcome.point.values[first] for outcome in outcomes])
