@@ -16,6 +16,7 @@ from experiments.engine import (
     replay,
     report,
     reproduce,
+    scene,
     style,
     sweep,
     watch,
@@ -33,6 +34,7 @@ _USAGE = """usage: python -m experiments COMMAND
   replay BUNDLE               what a run that stopped at NaN left: the bad block again, every operation checked
   data list | get | check     public data sets at fixed commits, with their digests
   figure FOLDER               draw the figure of a run again, from its metrics alone
+  scene FOLDER                what that figure holds in R^3, to turn and zoom in a browser (haar[scene])
 
 examples:
   python -m experiments run nbody --preset smoke         seconds: is everything in place?
@@ -105,6 +107,7 @@ _COMMANDS = {
     "watch": watch.command,
     "data": downloads.command,
     "figure": _figure,
+    "scene": scene.command,
     "export": export.command,
     "launch": launch.command,
     "replay": replay.command,

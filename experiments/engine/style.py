@@ -45,6 +45,14 @@ def figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height))
 
 
+def drawn(draw: Callable[[Any], "Figure"], metrics: Any) -> "Figure":
+    """`draw(metrics)` in haar's style."""
+    import matplotlib
+
+    with matplotlib.rc_context(_SETTINGS):
+        return draw(metrics)
+
+
 def render(draw: Callable[[Any], "Figure"], metrics: Any, folder: Path, name: str) -> list[Path]:
     """Draws `draw(metrics)` in haar's style into `folder` as `name`.pdf and `name`.png; returns the paths."""
     import matplotlib
