@@ -261,6 +261,19 @@ def test_checkpoint_of_another_shape_is_refused(tmp_path):
     assert store.restore({"w": jnp.ones((3, 4), jnp.float32)}).step == 1
 
 
+def test_arrays_without_elements_are_restored(tmp_path):
+    store = checkpoint.Checkpoints(tmp_path)
+    state = {"none": jnp.zeros((0, 3), jnp.float32), "w": jnp.arange(3, dtype=jnp.float32)}
+    store.save(1, state)
+    restored = store.restore(jax.tree.map(jnp.zeros_like, state))
+    assert restored.step == 1
+    assert not restored.warnings
+    jax.tree.map(np.testing.assert_array_equal, restored.state, state)
+    with pytest.raises(exits.Refused, match=r"none is float32 of shape \[0, 3\], this code expects"):
+        store.restore(state | {"none": jnp.zeros((0, 4), jnp.float32)})
+    store.close()
+
+
 def test_torn_last_line_is_skipped_and_closed(tmp_path):
     lines = files.Lines(tmp_path / "metrics.jsonl")
     lines.append({"step": 1})

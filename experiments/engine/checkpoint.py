@@ -64,7 +64,7 @@ class Checkpoints:
         """
         leaves = named_leaves(state)
         items = {
-            "state": ocp.args.StandardSave(leaves),
+            "state": ocp.args.StandardSave({name: leaf for name, leaf in leaves.items() if leaf.size}),
             "manifest": ocp.args.JsonSave(_manifest(leaves, notes or {})),
         }
         try:
@@ -108,9 +108,10 @@ class Checkpoints:
                     f"{where}: {name.lstrip('0123456789')} is {found}, this code expects {wanted}; "
                     "go on with the code that wrote it, or restart with --fresh"
                 )
-        abstract = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in expected.items()}
+        # Orbax refuses arrays without elements; the manifest alone holds them.
+        abstract = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in expected.items() if a.size}
         restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
-        arrays = {name: np.asarray(value) for name, value in restored["state"].items()}
+        arrays = expected | {name: np.asarray(value) for name, value in restored["state"].items()}
         for name in expected:
             if provenance.digest(arrays[name]) != described[name]["sha256"]:
                 raise ValueError(f"the bytes of {name.lstrip('0123456789')} are not those that were saved")
