@@ -8,7 +8,6 @@ from experiments.engine import (
     exits,
     experiment,
     export,
-    files,
     launch,
     machine,
     options,
@@ -91,9 +90,7 @@ def _figure(arguments: list[str]) -> None:
     if len(arguments) != 1:
         raise exits.Refused("figure takes one run folder")
     folder = Path(arguments[0])
-    if not (folder / "config.json").exists():
-        raise exits.Refused(f"{folder} is no run folder: it has no config.json")
-    name = files.read_json(folder / "config.json")["experiment"]
+    name = record.asked(folder)["experiment"]
     draw = experiment.load(name).module.figure
     for path in style.render(draw, record.metrics(folder), folder / "figures", name):
         print(path)

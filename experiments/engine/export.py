@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.engine import checkpoint, exits, files, identity, machine, options, provenance, weights
+from experiments.engine import checkpoint, exits, files, identity, machine, options, provenance, record, weights
 from experiments.engine import experiment as registry
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -41,9 +41,7 @@ def command(arguments: list[str]) -> None:
 
 def export(run: Path, to: Path, seed: int | None, data_folder: Path | None) -> list[str]:
     """Writes the model of one seed of the run folder `run` into `to`; lines that say what was written."""
-    if not (run / "config.json").exists():
-        raise exits.Refused(f"{run} is no run folder: it has no config.json")
-    description = files.read_json(run / "config.json")
+    description = record.asked(run)
     seeds, precision = description["seeds"], description.get("precision", {})
     seed = int(seeds[0] if seed is None else seed)
     if seed not in seeds:

@@ -9,9 +9,17 @@ from typing import Any
 import numpy as np
 
 from experiments.engine import files
+from experiments.engine.exits import Refused
 from experiments.engine.experiment import Row
 
 ENGINES = ("step", "attempt", "seconds")
+
+
+def asked(folder: Path) -> dict[str, Any]:
+    """What a run folder was made for: its config.json; Refused where `folder` is none."""
+    if not (folder / "config.json").exists():
+        raise Refused(f"{folder} is no run folder: it has no config.json")
+    return files.read_json(folder / "config.json")
 
 
 def last_lines(lines: Sequence[dict[str, Any]], last_step: int) -> list[dict[str, Any]]:
@@ -35,19 +43,19 @@ def result(
     experiment: str, preset: str, folder: Path, rows: list[tuple[Row, ...]], seeds: list[int], minutes: float
 ) -> dict[str, Any]:
     """The record of a finished run; `rows` holds for each number the rows of all seeds."""
-    source, asked = (files.read_json(folder / f"{name}.json") for name in ("provenance", "config"))
+    source, made_for = files.read_json(folder / "provenance.json"), asked(folder)
     faults = files.Lines(folder / "faults.jsonl").read()
     return {
         "experiment": experiment,
         "preset": preset,
         "id": folder.name,
-        "config": asked["config"],
+        "config": made_for["config"],
         "seeds": seeds,
         "rows": [_merge(per_seed) for per_seed in rows],
         "minutes": round(minutes, 2),
         "device": source["device"],
         "mesh": {"devices": source.get("devices", 1), "processes": source.get("processes", 1)},
-        "precision": asked.get("precision", {}),
+        "precision": made_for.get("precision", {}),
         "remedies": [
             f"{fault['remedy']} at block {fault['block']}" for fault in faults
         ],  # against NaN: see rollback.py

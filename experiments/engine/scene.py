@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tyro
 
-from experiments.engine import exits, experiment, files, record, style
+from experiments.engine import exits, experiment, record, style
 
 _APART = 2.5  # between the middles of two panels, whose largest side is 2
 
@@ -39,9 +39,7 @@ class Panel(NamedTuple):
 def command(arguments: list[str]) -> None:
     """`python -m experiments scene FOLDER`."""
     asked = tyro.cli(_Options, args=arguments, prog="python -m experiments scene")
-    if not (asked.folder / "config.json").exists():
-        raise exits.Refused(f"{asked.folder} is no run folder: it has no config.json")
-    name = files.read_json(asked.folder / "config.json")["experiment"]
+    name = record.asked(asked.folder)["experiment"]
     found = panels(style.drawn(experiment.load(name).module.figure, record.metrics(asked.folder)))
     if not found:
         raise exits.Refused(f"the figure of {name} is flat: its pictures are in {asked.folder / 'figures'}")
