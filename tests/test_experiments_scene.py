@@ -18,7 +18,7 @@ def _figure(metrics):
     style.sphere(clouds, (5, 0, 0), 4.0)
     style.equal(clouds, np.array([[1.0, -4, -4], [9, 4, 4]]))
     clouds.set_title("on a sphere")
-    curve.plot(*X[:3].T, color="red", alpha=1)
+    curve.plot(*X.T, color="red", alpha=1)
     style.frames(curve, np.eye(3)[None])
     return picture
 
@@ -35,7 +35,7 @@ def test_points_and_lines_are_where_the_figure_has_them():
     assert np.all(faint[0, 0] > 0x99), "what is transparent is paler than its colour"
     *axes, path = curve.lines
     assert [ends.shape for ends, _ in axes] == [(1, 2, 3)] * 3
-    assert path[0].shape == (2, 2, 3)
+    assert path[0].shape == (2, 2, 3), "the segment that leads to NaN is not there"
     np.testing.assert_array_equal(path[1][0, 0], [255, 0, 0])
     assert clouds.title == "on a sphere"
 

@@ -94,45 +94,39 @@ def fill(scene: Any, found: Sequence[Panel]) -> None:
 
 def _panel(axes: Any) -> Panel:
     from matplotlib.collections import PathCollection
+    from matplotlib.colors import to_rgba_array
     from mpl_toolkits.mplot3d.art3d import Line3DCollection, Path3DCollection
 
     low, high = np.array([axes.get_xlim3d(), axes.get_ylim3d(), axes.get_zlim3d()]).T
-    middle, half = (low + high) / 2, float(np.max(high - low)) / 2
+    scaled = lambda x: ((x - (low + high) / 2) * 2 / np.max(high - low)).astype(np.float32)
     panel = Panel(axes.get_title(), [], [])
     for artist in axes.collections:
         if isinstance(artist, Path3DCollection):
             x = np.stack([np.ma.filled(a, np.nan) for a in artist._offsets3d], axis=-1)  # type: ignore[attr-defined]
+            seen = np.isfinite(x).all(axis=-1)
             artist.update_scalarmappable()
             unfaded = np.asarray(PathCollection.get_facecolor(artist))  # Path3DCollection's own fade and sort by depth
-            colours = _repeated(_opaque(unfaded), len(x))
-            seen = np.isfinite(x).all(axis=-1)
             size = 0.014 * float(np.sqrt(np.mean(artist.get_sizes())))
-            panel.points.append((((x[seen] - middle) / half).astype(np.float32), colours[seen], size))
+            panel.points.append((scaled(x[seen]), _opaque(unfaded, len(x))[seen], size))
         elif isinstance(artist, Line3DCollection):
-            lines = [np.asarray(line, float) for line in artist._segments3d]  # type: ignore[attr-defined]
-            colours = _repeated(_opaque(np.asarray(artist.get_color())), len(lines))
-            ends = [np.stack([line[:-1], line[1:]], axis=1) for line in lines]
-            each = np.repeat(colours, [len(line) for line in ends], axis=0)
-            joined = ((np.concatenate(ends) - middle) / half).astype(np.float32)
-            panel.lines.append((joined, np.repeat(each[:, None], 2, axis=1)))
+            ends, colours = _segments(artist._segments3d, np.asarray(artist.get_color()))  # type: ignore[attr-defined]
+            panel.lines.append((scaled(ends), colours))
     for line in axes.lines:
-        x = np.stack(line.get_data_3d(), axis=-1).astype(float)
-        ends = ((np.stack([x[:-1], x[1:]], axis=1) - middle) / half).astype(np.float32)
-        panel.lines.append((ends, np.broadcast_to(_opaque(_rgba(line.get_color()))[0], ends.shape)))
+        ends, colours = _segments([np.stack(line.get_data_3d(), axis=-1)], to_rgba_array(line.get_color()))
+        panel.lines.append((scaled(ends), colours))
     return panel
 
 
-def _rgba(colour: Any) -> np.ndarray:
-    from matplotlib import colors
-
-    return colors.to_rgba_array(colour)
-
-
-def _opaque(rgba: np.ndarray) -> np.ndarray:
-    """The colours (n, 4) as they look on white, in bytes."""
-    alpha = rgba[:, 3:]
-    return np.round(255 * (alpha * rgba[:, :3] + 1 - alpha)).astype(np.uint8)
+def _segments(lines: Sequence[Any], rgba: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ends (n, 2, 3) and colours (n, 2, 3) of the segments of `lines`, but of those that lead to NaN."""
+    parts = [np.stack([x[:-1], x[1:]], axis=1) for x in (np.asarray(line, float) for line in lines)]
+    ends = np.concatenate(parts)
+    colours = np.repeat(_opaque(rgba, len(parts)), [len(part) for part in parts], axis=0)
+    seen = np.isfinite(ends).all(axis=(1, 2))
+    return ends[seen], np.repeat(colours[seen, None], 2, axis=1)
 
 
-def _repeated(colours: np.ndarray, count: int) -> np.ndarray:
-    return colours[np.arange(count) % len(colours)]
+def _opaque(rgba: np.ndarray, count: int) -> np.ndarray:
+    """`count` colours, those of (n, 4) in turn, as they look on white, in bytes."""
+    rgb, alpha = rgba[:, :3], rgba[:, 3:]
+    return np.round(255 * (alpha * rgb + 1 - alpha)).astype(np.uint8)[np.arange(count) % len(rgba)]
