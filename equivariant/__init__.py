@@ -34,4 +34,6 @@ __all__ = [
     "tensor_product",
     "term_table",
     "term_unrolled",
+    "torque",
+    "turns",
 ]

@@ -38,7 +38,7 @@ def summed(
     Source: Passaro and Zitnick 2023, eq. 3-6; the derivative is ours.
     """
     x, vectors, weights = _checked(product, x, graph, vectors, weights)
-    (total,) = _total(aligned.PathsSummed(), product, _given, x, graph, vectors, weights, (), block_edges)
+    (total,) = _total(aligned.PathsSummed(), product, None, x, graph, vectors, weights, (), block_edges)
     return total[:-1]
 
 
@@ -56,7 +56,7 @@ def kept(
     Paths stand in the order of `paths.of(product)`: with one parity it is e3nn-jax's. Otherwise as `summed`.
     """
     x, vectors, weights = _checked(product, x, graph, vectors, weights)
-    sums = _total(coupled.PathsKept(), product, _given, x, graph, vectors, weights, (), block_edges)
+    sums = _total(coupled.PathsKept(), product, None, x, graph, vectors, weights, (), block_edges)
     return coupled.gather(product, tuple(total[:-1] for total in sums))
 
 
@@ -157,10 +157,6 @@ class Convolution(nnx.Module):
         return [(p, l) for p in range(self.layout_out.parities) for l in degrees]
 
 
-def _given(_: tuple[()], __: Array, weights: Array) -> Array:
-    return weights
-
-
 def _leading_to(every: tuple[paths.Path, ...], degree: int, parity: int) -> int:
     return sum(path.out == (degree, parity) for path in every)
 
@@ -168,7 +164,7 @@ def _leading_to(every: tuple[paths.Path, ...], degree: int, parity: int) -> int:
 def _total(
     kernel: edge_blocks.Kernel,
     product: paths.Product,
-    weigh: Callable[[Any, Array, Any], Array],
+    weigh: Callable[[Any, Array, Any], Array] | None,
     x: Array,
     graph: graphs.Graph,
     vectors: Array,

@@ -1,19 +1,19 @@
 """Products with harmonics, every path apart: per edge one matrix Y·C for each degree that comes in, in the fixed frame.
 
-u = M(r) X with M_l1(r)[(path, m3), m1] = Σ_m2 C[m1, m2, m3] Y_m2(r): one product of Y with constants, then one batched
-product of small matrices over all channels. Written backwards by hand: M is small, messages are never stored.
+u = M(r) X with M_l1(r)[(path, m3), m1] = Σ_m2 C[m1, m2, m3] Y_m2(r): one product of Y with constants for a block of
+edges, then for each edge a small matrix times the features of all channels.
 """
 
-from functools import cache
-from typing import NamedTuple
+from functools import cache, partial
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from equivariant import paths
-from lie import harmonics
+from equivariant import edge_blocks, paths, torque
+from lie import harmonics, wigner
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -64,40 +64,23 @@ def entries(product: paths.Product) -> tuple[Entry, ...]:
 class PathsKept(NamedTuple):
     """The kernel: one message (edges, paths of the group, 2·l3 + 1, channels) per group, in the order of `entries`."""
 
-    def messages(self, product: paths.Product, X: Array, vectors: Array, W: Array) -> tuple[Array, ...]:
-        """One batched product of matrices for each degree that comes in."""
-        Y = harmonics.evaluate(vectors, product.degree_filter)
-        found = []
+    def frame(self, product: paths.Product, vectors: Array) -> edge_blocks.Frame:
+        """M of each entry, constant, and the spin of the edge."""
+        Y = harmonics.evaluate(jax.lax.stop_gradient(vectors), product.degree_filter)
+        M = []
         for entry in entries(product):
-            u = jnp.matmul(_matrix(entry, Y), X[:, entry.parity, entry.rows], precision=_HIGHEST)
-            for group, part in zip(entry.groups, _groups(entry, u), strict=True):
-                found.append(part * W[:, group.start : group.start + group.count, None])
-        return tuple(found)
+            flat = jnp.matmul(Y, entry.table.astype(Y.dtype), precision=_HIGHEST)
+            M.append(flat.reshape(Y.shape[0], -1, entry.rows.stop - entry.rows.start))
+        return edge_blocks.Frame(tuple(M), torque.spin(vectors))
 
-    def cotangents(
-        self, product: paths.Product, X: Array, vectors: Array, W: Array, Y: tuple[Array, ...]
-    ) -> tuple[Array, Array, Array]:
-        """Derivatives by features, vectors and weights, the messages made anew."""
-        filters, pull = jax.vjp(lambda v: harmonics.evaluate(v, product.degree_filter), vectors)
-        X_bar = [[jnp.zeros_like(X[:, p, s]) for s in _rows(product)] for p in range(product.parities_in)]
-        W_bar: dict[int, Array] = {}
-        filters_bar, remaining = jnp.zeros_like(filters), list(Y)
-        for entry in entries(product):
-            M, part_in = _matrix(entry, filters), X[:, entry.parity, entry.rows]
-            u = jnp.matmul(M, part_in, precision=_HIGHEST)
-            given = [remaining.pop(0) for _ in entry.groups]
-            weighted = []
-            for group, part, y in zip(entry.groups, _groups(entry, u), given, strict=True):
-                W_bar[group.start] = jnp.sum(part * y, axis=2)
-                weighted.append(y * W[:, group.start : group.start + group.count, None])
-            z = jnp.concatenate([w.reshape(w.shape[0], -1, w.shape[-1]) for w in weighted], axis=1)
-            degree = entry.rows.stop - entry.rows.start >> 1
-            X_bar[entry.parity][degree] = jnp.matmul(_transposed(entry, filters), z, precision=_HIGHEST)
-            M_bar = jnp.einsum("brc,bmc->brm", z, part_in, precision=_HIGHEST).reshape(X.shape[0], -1)
-            filters_bar += jnp.matmul(M_bar, entry.table.T.astype(M_bar.dtype), precision=_HIGHEST)
-        (vectors_bar,) = pull(filters_bar)
-        stacked = jnp.stack([jnp.concatenate(rows, axis=1) for rows in X_bar], axis=1)
-        return stacked, vectors_bar, jnp.concatenate([W_bar[start] for start in sorted(W_bar)], axis=1)
+    def messages(self, product: paths.Product, X: Array, frame: edge_blocks.Frame, W: Array) -> tuple[Array, ...]:
+        """M X for each degree that comes in, its parts times their weights."""
+        groups = [group for entry in entries(product) for group in entry.groups]
+        u = cast(tuple[Array, ...], _applied(product, frame.fixed, frame.moving, X))
+        parts = [part for entry, rows in zip(entries(product), u, strict=True) for part in _groups(entry, rows)]
+        in_order = sorted(groups)  # by the first path
+        of_group = dict(zip(in_order, _cut(tuple(group.count for group in in_order), W), strict=True))
+        return tuple(cast(Array, _weighted(part, of_group[g])) for g, part in zip(groups, parts, strict=True))
 
     def floats(self, product: paths.Product, channels: int) -> int:
         """Messages thrice, features both ways, weights twice, and the matrices."""
@@ -121,27 +104,118 @@ def gather(product: paths.Product, sums: tuple[Array, ...]) -> tuple[tuple[Array
     return tuple(tuple(joined(p, l) for l in range(product.degree_out + 1)) for p in range(product.parities_out))
 
 
-def _rows(product: paths.Product) -> list[slice]:
-    return [slice(l * l, (l + 1) ** 2) for l in range(product.degree_in + 1)]
+# For one edge products are written out, elementwise over channels: XLA keeps all in one function (`edge_blocks`).
 
 
-def _matrix(entry: Entry, Y: Array) -> Array:
-    orders = entry.rows.stop - entry.rows.start
-    return jnp.matmul(Y, entry.table.astype(Y.dtype), precision=_HIGHEST).reshape(Y.shape[0], -1, orders)
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _applied(product: paths.Product, M: tuple[Array, ...], spin: Array, X: Array) -> tuple[Array, ...]:
+    """u = M X, by entries: (edges, rows out, channels)."""
+    found = []
+    for entry, matrix in zip(entries(product), M, strict=True):
+        x = X[:, entry.parity, entry.rows]
+        if x.shape[0] > 1:
+            found.append(jnp.matmul(matrix, x, precision=_HIGHEST))
+        else:
+            found.append(torque.total(matrix[:, :, j, None] * x[:, None, j] for j in range(x.shape[1])))
+    return tuple(found)
 
 
-def _transposed(entry: Entry, Y: Array) -> Array:
-    """The transpose of `_matrix`, made anew: a transposed operand makes the product 8 times as long at max_degree 1."""
-    orders = entry.rows.stop - entry.rows.start
-    table = entry.table.reshape(entry.table.shape[0], -1, orders).swapaxes(1, 2)
-    flat = jnp.matmul(Y, table.reshape(table.shape[0], -1).astype(Y.dtype), precision=_HIGHEST)
-    return flat.reshape(Y.shape[0], orders, -1)
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _transposed(product: paths.Product, M: tuple[Array, ...], spin: Array, u: tuple[Array, ...]) -> Array:
+    """The transpose of `_applied`."""
+    edges, channels = u[0].shape[0], u[0].shape[-1]
+    zeros = [jnp.zeros((edges, 2 * l + 1, channels), u[0].dtype) for l in range(product.degree_in + 1)]
+    found = [list(zeros) for _ in range(product.parities_in)]
+    for entry, matrix, z in zip(entries(product), M, u, strict=True):
+        degree = entry.rows.stop - entry.rows.start >> 1
+        if edges > 1:
+            found[entry.parity][degree] = jnp.einsum("erm,erc->emc", matrix, z, precision=_HIGHEST)
+        else:
+            found[entry.parity][degree] = torque.total(matrix[:, r, :, None] * z[:, r, None] for r in range(z.shape[1]))
+    return jnp.stack([jnp.concatenate(by_degree, axis=1) for by_degree in found], axis=1)
+
+
+def _torque_out(product: paths.Product, u: tuple[Array, ...], y: tuple[Array, ...]) -> Array:
+    """The torque of messages on messages, all paths to one degree at once."""
+    found: dict[int, tuple[list[Array], list[Array]]] = {}
+    for entry, *both in zip(entries(product), u, y, strict=True):
+        for group, *parts in zip(entry.groups, *(_groups(entry, rows) for rows in both), strict=True):
+            for known, part in zip(found.setdefault(group.degree_out, ([], [])), parts, strict=True):
+                known.append(part)
+    return torque.total(
+        torque.torque(_generators(l), *(jnp.concatenate(parts, axis=1) for parts in both))
+        for l, both in sorted(found.items())
+    )
+
+
+def _torque_in(product: paths.Product, X: Array, Y: Array) -> Array:
+    return torque.total(
+        torque.torque(_generators(l), X[:, :, l * l : (l + 1) ** 2], Y[:, :, l * l : (l + 1) ** 2])
+        for l in range(product.degree_in + 1)
+    )
+
+
+@cache
+def _generators(degree: int) -> torque.Generators:
+    return torque.generators(wigner.generators(degree))
+
+
+def _applied_backward(product, saved, y):
+    """D(g) M = M D(g): what turns the frame turns what comes out, less what turns what came in."""
+    M, spin, X = saved
+    y = jax.lax.optimization_barrier(y)  # or XLA makes sums anew for each product that takes them
+    Y = cast(Array, _transposed(product, M, spin, y))
+    Y, u = jax.lax.optimization_barrier((Y, _applied(product, M, spin, X)))
+    return None, torque.over_channels(_torque_out(product, u, y) - _torque_in(product, X, Y)), Y
+
+
+def _transposed_backward(product, saved, Y):
+    M, spin, u = saved
+    y = cast(tuple[Array, ...], _applied(product, M, spin, Y))
+    X = cast(Array, _transposed(product, M, spin, u))
+    return None, torque.over_channels(_torque_in(product, X, Y) - _torque_out(product, u, y)), y
+
+
+_applied.defvjp(lambda product, *arrays: (_applied(product, *arrays), arrays), _applied_backward)
+_transposed.defvjp(lambda product, *arrays: (_transposed(product, *arrays), arrays), _transposed_backward)
+
+
+@jax.custom_vjp
+def _weighted(u: Array, W: Array) -> Array:
+    return u * W[:, :, None]
+
+
+@jax.custom_vjp
+def _over_orders(u: Array, y: Array) -> Array:
+    """The derivative of <y, weighted(u, W)> by W; a sum over an axis in the middle is no vector operation on CPU."""
+    return torque.total(u[:, :, m] * y[:, :, m] for m in range(u.shape[2]))
+
+
+_weighted.defvjp(lambda u, W: (_weighted(u, W), (u, W)), lambda s, y: (_weighted(y, s[1]), _over_orders(s[0], y)))
+_over_orders.defvjp(lambda u, y: (_over_orders(u, y), (u, y)), lambda s, W: (_weighted(s[1], W), _weighted(s[0], W)))
 
 
 def _groups(entry: Entry, u: Array) -> list[Array]:
-    parts, start = [], 0
-    for group in entry.groups:
-        orders = 2 * group.degree_out + 1
-        parts.append(u[:, start : start + group.count * orders].reshape(u.shape[0], group.count, orders, u.shape[-1]))
-        start += group.count * orders
-    return parts
+    cuts = _cut(tuple(group.count * (2 * group.degree_out + 1) for group in entry.groups), u)
+    return [
+        part.reshape(u.shape[0], group.count, -1, u.shape[-1]) for group, part in zip(entry.groups, cuts, strict=True)
+    ]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _cut_rows(lengths: tuple[int, ...], x: Array) -> tuple[Array, ...]:
+    return tuple(jnp.split(x, np.cumsum(lengths)[:-1], axis=1))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _joined(lengths: tuple[int, ...], parts: tuple[Array, ...]) -> Array:
+    return jnp.concatenate(parts, axis=1)
+
+
+# XLA would add up padded parts instead, which takes several times as long on CPU.
+_cut_rows.defvjp(lambda lengths, x: (_cut_rows(lengths, x), None), lambda lengths, _, x: (_joined(lengths, x),))
+_joined.defvjp(lambda lengths, x: (_joined(lengths, x), None), lambda lengths, _, x: (_cut_rows(lengths, x),))
+
+
+def _cut(lengths: tuple[int, ...], x: Array) -> tuple[Array, ...]:
+    return cast(tuple[Array, ...], _cut_rows(lengths, x))

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from equivariant import activation, aligned, atoms, attention, egnn, features, linear, normalization, radial
+from equivariant import activation, atoms, attention, egnn, features, linear, normalization, radial, turns
 from equivariant import graph as graphs
 from lie import harmonics, smooth
 
@@ -32,6 +32,7 @@ class EquiformerV2(nnx.Module):
     degree 2 below 2e-6. With grid_degree=None gates take their place, which are exact: energies 1e-7 and forces 2e-6 in
     float32, 1e-14 in float64.
     Unlike the paper's, messages end smoothly at the cutoff. An edge of no length sends nothing. No dropout.
+    Reverse differentiation only, to any order, as for every network with convolutions.
     Source: Liao, Wood, Das, Smidt 2023, section 4 and table 9 (appendix); Passaro and Zitnick 2023 for the mixing.
     """
 
@@ -101,7 +102,7 @@ class EquiformerV2(nnx.Module):
         x = graphs.sum_edges(graph, Y[:, :, None] * weights)[:, None] * self.neighbors**-0.5
         x = x.at[:, 0, 0].add(self.embedding[...].astype(dtype)[species])
 
-        turn = aligned.turn(max_degree, self.attentions[0].max_order, 1, vectors)
+        turn = turns.turn(max_degree, vectors)
         for k, (attend, feed) in enumerate(zip(self.attentions, self.feed_forwards, strict=True)):
             x = x + attend(self.norms[2 * k](x), graph, turn, edges, envelope)
             x = x + feed(self.norms[2 * k + 1](x))
@@ -126,9 +127,9 @@ class _Attention(nnx.Module):
         self.alpha = nnx.Param(jax.random.uniform(rngs.params(), (heads, alpha), jnp.float32, -1, 1) / math.sqrt(alpha))
         self.out = linear.Linear(self.max_degree, heads * value, channels, rngs=rngs)
 
-    def __call__(self, x: Array, graph: graphs.Graph, turn: aligned.Turn, edges: Array, envelope: Array) -> Array:
-        both = jnp.concatenate([x[graph.senders, 0], x[graph.receivers, 0]], axis=-1)
-        turned = jnp.matmul(turn.forward[:, 0], both, precision=jax.lax.Precision.HIGHEST)
+    def __call__(self, x: Array, graph: graphs.Graph, turn: turns.Turn, edges: Array, envelope: Array) -> Array:
+        both = jnp.concatenate([x[graph.senders], x[graph.receivers]], axis=-1)
+        turned = turns.into(self.max_order, turn, both)[:, 0]
         table = _degrees_and_orders(self.max_degree, self.max_order)
         weights = self.radial(edges).reshape(edges.shape[0], -1, both.shape[-1])[:, table]
         message, extra = self.mix(turned * weights)
@@ -136,8 +137,8 @@ class _Attention(nnx.Module):
         message, _ = self.mix_values(self._nonlinear(message, gates))
         weights = attention.softmax(graph, self._scores(for_scores), envelope) * envelope[:, None]
         message = message * jnp.repeat(weights, message.shape[-1] // self.heads, axis=-1)[:, None]
-        back = jnp.matmul(turn.backward[:, 0], message, precision=jax.lax.Precision.HIGHEST)
-        return self.out(graphs.sum_edges(graph, back)[:, None])
+        back = turns.back(self.max_degree, self.max_order, turn, message[:, None])
+        return self.out(graphs.sum_edges(graph, back))
 
     def _scores(self, scalars: Array) -> Array:
         """a·leaky(LN(·)) for each head, with the smooth leaky relu 0.6 z + 0.4 z (2 sigmoid(z) − 1)."""
@@ -147,7 +148,7 @@ class _Attention(nnx.Module):
 
     def _nonlinear(self, message: Array, gates: Array) -> Array:
         """On the sphere of the edge's frame (or by gates), scalars apart; rows |m| > max_order are absent."""
-        place = aligned.rows(self.max_degree, self.max_order)
+        place = turns.rows(self.max_degree, self.max_order)
         whole = jnp.zeros((message.shape[0], 1, (self.max_degree + 1) ** 2, self.hidden), message.dtype)
         whole = whole.at[:, 0, place].set(message)
         if self.grid_degree is None:

@@ -21,8 +21,11 @@ from equivariant import (
     radial_field,
     se3_transformer,
     sparse_polynomial,
+    torque,
+    turns,
 )
 from equivariant import graph as graphs
+from lie import wigner
 
 # Names, or beginnings that end in a dot, of what runs on the host only: why it is never traced.
 HOST_ONLY = {
@@ -45,7 +48,8 @@ HOST_ONLY = {
     "equivariant.graph.from_edges": "sorts given edges in NumPy",
     "equivariant.radial.Perceptron.weights": "lists parameters, computes nothing",
     "equivariant.paths.": "lists and couples paths in NumPy",
-    "equivariant.aligned.rows": "static positions",
+    "equivariant.turns.rows": "static positions",
+    "equivariant.torque.generators": "static tables",
     "equivariant.coupled.entries": "tables in NumPy",
     "equivariant.aligned.PathsSummed.floats": "a static size",
     "equivariant.coupled.PathsKept.floats": "a static size",
@@ -75,7 +79,12 @@ def rows():
     graph = shape_of(lambda: _graph(3, 4))
     product = paths.product(1, 1, 1)
     on_edges = floats(4, 1, 4, 3), floats(4, 3), floats(4, len(paths.of(product)), 3)
-    kept = shape_of(lambda *arrays: coupled.PathsKept().messages(product, *arrays), *on_edges)
+
+    def with_frame(kernel):
+        frame = shape_of(lambda v: kernel.frame(product, v), on_edges[1])
+        return kernel, product, on_edges[0], frame, on_edges[2]
+
+    kept = shape_of(lambda *a: coupled.PathsKept().messages(product, *a), *with_frame(coupled.PathsKept())[2:])
     index = jax.ShapeDtypeStruct((4,), jnp.int32)
     return {
         "equivariant.features.rotate": [call(x_features, floats(2, 3, 3)), call(floats(2, 9, 3), floats(3, 3))],
@@ -86,22 +95,26 @@ def rows():
         "equivariant.linear.linear": [call(floats(1, 2, 3, 5), floats(5), x_features)],
         "equivariant.convolution.summed": [call(product, floats(3, 1, 4, 3), graph, *on_edges[1:])],
         "equivariant.convolution.kept": [call(product, floats(3, 1, 4, 3), graph, *on_edges[1:])],
-        "equivariant.aligned.turn": [call(1, 1, 2, floats(4, 3))],
-        "equivariant.aligned.PathsSummed.messages": [call(aligned.PathsSummed(), product, *on_edges)],
-        "equivariant.aligned.PathsSummed.cotangents": [
-            call(aligned.PathsSummed(), product, *on_edges, (floats(4, 1, 4, 3),))
+        "equivariant.turns.turn": [call(2, floats(4, 3))],
+        "equivariant.turns.into": [call(1, shape_of(lambda r: turns.turn(2, r), floats(4, 3)), floats(4, 2, 9, 3))],
+        "equivariant.turns.back": [call(2, 1, shape_of(lambda r: turns.turn(2, r), floats(4, 3)), floats(4, 2, 7, 3))],
+        "equivariant.torque.spin": [call(floats(4, 3))],
+        "equivariant.torque.torque": [
+            call(torque.generators(wigner.generators(1)), floats(4, 2, 3, 5), floats(4, 2, 3, 5))
         ],
-        "equivariant.coupled.PathsKept.messages": [call(coupled.PathsKept(), product, *on_edges)],
-        "equivariant.coupled.PathsKept.cotangents": [call(coupled.PathsKept(), product, *on_edges, kept)],
+        "equivariant.torque.over_channels": [call(floats(4, 2, 6))],
+        "equivariant.torque.total": [call(floats(3), via=lambda f, x: f([x, x]))],
+        "equivariant.aligned.PathsSummed.frame": [call(aligned.PathsSummed(), product, on_edges[1])],
+        "equivariant.aligned.PathsSummed.messages": [call(*with_frame(aligned.PathsSummed()))],
+        "equivariant.coupled.PathsKept.frame": [call(coupled.PathsKept(), product, on_edges[1])],
+        "equivariant.coupled.PathsKept.messages": [call(*with_frame(coupled.PathsKept()))],
         "equivariant.coupled.gather": [call(product, kept)],
         "equivariant.edge_blocks.total": [
             call(
                 floats(3, 1, 4, 3),
                 *on_edges[1:],
                 *(index, index),
-                via=lambda f, x, v, W, s, r: f(
-                    aligned.PathsSummed(), product, lambda _, __, W: W, x, v, W, (), s, r, 2
-                ),
+                via=lambda f, x, v, W, s, r: f(aligned.PathsSummed(), product, None, x, v, W, (), s, r, 2),
             )
         ],
         "equivariant.tensor_product.full": [

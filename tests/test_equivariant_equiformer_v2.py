@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from equivariant import aligned, equiformer_v2, graph
+from equivariant import equiformer_v2, graph, turns
 from equivariant.equivariance import equivariance_error
 from lie import so3, wigner
 
@@ -45,7 +45,7 @@ def test_energy_and_forces_commute_with_the_group(reflections, group, dtype):
 
 def test_mixing_commutes_with_turns_about_the_edge_and_with_reflections_if_asked():
     """A turn about y acts on aligned rows by D; the two halves of each |m| mix as complex numbers do."""
-    rows = aligned.rows(2, 1)
+    rows = turns.rows(2, 1)
     x = jax.random.normal(jax.random.key(0), (5, len(rows), 3), jnp.float64)
     turn = np.array(wigner.d_all(so3.exp(jnp.array([0.0, 0.7, 0.0])), 2))[np.ix_(rows, rows)]
     mirror = np.array(wigner.d_all(jnp.diag(jnp.array([-1.0, 1.0, 1.0])), 2))[np.ix_(rows, rows)]
