@@ -1,11 +1,11 @@
 """`ot` against OTT-JAX, POT and SciPy: the default call against each peer's best setting, at the same true error.
 
-Groups, each of which `--only` takes: entropic, geomloss, tight, batched, gradient, exact, line, large, compile. Ours
-and OTT run interleaved in this process, POT in its own (HAAR_POT_PYTHON is a Python with POT, which shares the name
-`ot` and cannot live beside ours), GeomLoss under HAAR_GEOMLOSS_PYTHON. Ratios are of the best of three rounds, the
-medians stand in the note. Every error is the L1 violation of both marginals recomputed in float64 from the potentials
-(ours: f + f_low and g + g_low), against a tolerance of 1e-3 unless said; a peer, which checks one marginal, has met it
-up to 1.5e-3.
+Groups, each of which `--only` takes: entropic, geomloss, tight, batched, gradient, exact, line, grid, hierarchical,
+large, compile. Ours and OTT run interleaved in this process, POT in its own (HAAR_POT_PYTHON is a Python with POT,
+which shares the name `ot` and cannot live beside ours), GeomLoss under HAAR_GEOMLOSS_PYTHON. Ratios are of the best of
+three rounds, the medians stand in the note. Every error is the L1 violation of both marginals recomputed in float64
+from the potentials (ours: f + f_low and g + g_low), against a tolerance of 1e-3 unless said; a peer, which checks one
+marginal, has met it up to 1.5e-3.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 from benchmarks import harness, peer_process, transport_alone, transport_instances, transport_rivals
+from benchmarks import transport_structured as structured
 from benchmarks.harness import Metric, Options
 from benchmarks.transport_rivals import TOLERANCE, Contestant, Instance
 from lie import so3
@@ -37,7 +38,8 @@ def measure(options: Options) -> Iterator[Metric]:
     print(f"  GEMM {gemm_rate() / 1e9:.0f} Gflop/s, {transport_rivals.load()}", flush=True)
     with contextlib.ExitStack() as stack:
         pot = _or_reason(lambda: stack.enter_context(peer_process.Peer("peer_pot.py", "HAAR_POT_PYTHON", "POT 0.9")))
-        for group in (entropic, rotations, geomloss, batched, tight, gradient, exact, line, large, compilation):
+        small = entropic, rotations, geomloss, batched, tight, gradient, exact, line
+        for group in (*small, structured.images, structured.maps, large, compilation):
             try:
                 yield from group(options, pot)
             except harness.Missing as reason:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 from ott.geometry import epsilon_scheduler, geometry, pointcloud  # type: ignore[import-not-found]
+from ott.geometry import grid as ott_grid  # type: ignore[import-not-found]
 from ott.solvers import linear  # type: ignore[import-not-found]
 from ott.solvers.linear import acceleration  # type: ignore[import-not-found]
 from ott.tools import sinkhorn_divergence  # type: ignore[import-not-found]
@@ -76,6 +77,18 @@ def matrix(setting: str, relative: float, tolerance: float, limit: int) -> Calla
     def solve(C, epsilon):
         geom = geometry.Geometry(cost_matrix=C, epsilon=chosen.schedule(epsilon, relative))
         solved = linear.solve(geom, **chosen.options(tolerance, limit))
+        return solved.f, solved.g, solved.n_iters
+
+    return solve
+
+
+def grid(setting: str, relative: float, tolerance: float, limit: int) -> Callable[..., Any]:
+    """(coordinates, a, b, ε) -> (f, g, iterations) for two images on one square grid."""
+    chosen = SETTINGS[setting]
+
+    def solve(axis, a, b, epsilon):
+        geom = ott_grid.Grid(x=(axis, axis), epsilon=chosen.schedule(epsilon, relative))
+        solved = linear.solve(geom, a, b, **chosen.options(tolerance, limit))
         return solved.f, solved.g, solved.n_iters
 
     return solve

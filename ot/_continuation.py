@@ -7,6 +7,7 @@ would cost the most.
 """
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +25,7 @@ _STRIDE = 8
 _THINNEST = 200
 _LARGEST_THINNED = 4096
 _SAFE = 0.95  # of the tolerance: what rounding may add to the error of scaled float32 kernels
-_ROUGH = 0.1  # of the tolerance: what the worst exponent of a rough kernel may be off by; sums average it out
+ROUGH = 0.1  # of the tolerance: what the worst exponent of a rough kernel may be off by; sums average it out
 _ROUNDS = 200
 _RESCUES = 3
 
@@ -67,25 +68,38 @@ def cold(pairs: _pairs.Pairs, budget: Int[Array, ""], working: Any) -> tuple[Sta
     begun, spread = cold(few, budget, working)
     end = jnp.maximum(few.wide().epsilon, _FULL_FROM * spread)
     begun = begun._replace(epsilon=jnp.maximum(begun.epsilon, end))
-    reached = descend(few.at(end), begun, jnp.full_like(end, _LOOSE), budget, working)
-    f = _kernel.row_answer(pairs.against(few).wide(), reached.g, end, working)
-    g = _kernel.column_answer(few.against(pairs).wide(), reached.f, end, working)
-    return start(f, g, end), spread
+    reached = descend(few.at(end), begun, jnp.full_like(end, _LOOSE), budget, working, begin=True)
+    enough = jnp.float64 if _kernel.tolerated(pairs, working, end) is None else working  # where to start is not where
+    few_f, few_g, at = (p.astype(enough) for p in (reached.f, reached.g, end))  # to arrive
+    f = _kernel.row_answer(pairs.against(few).cast(enough), few_g, at, working)
+    g = _kernel.column_answer(few.against(pairs).cast(enough), few_f, at, working)
+    return start(f.astype(jnp.float64), g.astype(jnp.float64), end), spread
 
 
 def means(pairs: _pairs.Pairs) -> tuple[Float[Array, "n"], Float[Array, "m"], Float[Array, ""]]:
     """Means of the cost's rows and columns, which absorb what does not matter, and the spread of what is left."""
-    C = pairs.matrix()
+    C = _kernel.turned(pairs).matrix()
+    product = partial(jnp.dot, precision=_kernel.HIGHEST)  # sums of a matrix times a vector take five times as long
     a, b = pairs.a / jnp.sum(pairs.a), pairs.b / jnp.sum(pairs.b)
-    rows, columns = jnp.sum(C * b, axis=1), jnp.sum(a[:, None] * C, axis=0)
+    rows, columns = product(C, b), product(a, C)
     middle = jnp.sum(a * rows) / 2
     f, g = rows - middle, columns - middle
-    spread = jnp.sum(a * jnp.sum(jnp.abs(C - f[:, None] - g) * b, axis=1))
+    spread = jnp.sum(a * product(jnp.abs(C - f[:, None] - g), b))
     return f, g, spread
 
 
-def descend(pairs: _pairs.Pairs, state: State, tolerance: Array, budget: Int[Array, ""], working: Any) -> State:
-    """Rounds until the error at pairs.epsilon is at most `tolerance`, or sweeps run out."""
+def descend(
+    pairs: _pairs.Pairs,
+    state: State,
+    tolerance: Array,
+    budget: Int[Array, ""],
+    working: Any,
+    begin: bool = False,
+) -> State:
+    """Rounds until the error at pairs.epsilon is at most `tolerance`, or sweeps run out.
+
+    To `begin` a larger problem, by Sinkhorn's iteration alone and without rescues: half the program.
+    """
     make = _kernel.choose(pairs)
     target = pairs.wide().epsilon
 
@@ -94,17 +108,24 @@ def descend(pairs: _pairs.Pairs, state: State, tolerance: Array, budget: Int[Arr
         return ~state.done & lively
 
     def round_of(state: State) -> State:
-        state = jax.lax.while_loop(lambda s: s.lost, lambda s: _rescue(pairs, s, working), state)
+        if not begin:
+            state = jax.lax.while_loop(lambda s: s.lost, lambda s: _rescue(pairs, s, working), state)
         epsilon, last = state.epsilon, state.epsilon <= target
         problem = pairs.wide(epsilon).at(epsilon)
         present_f = jnp.where(problem.a > 0, state.f, -jnp.inf)  # no weight: no row, whatever its potential would be
         present_g = jnp.where(problem.b > 0, state.g, -jnp.inf)
-        kernel = make(problem, present_f, present_g, epsilon, working, _ROUGH * tolerance)
+        goal = jnp.where(last, _SAFE * tolerance, jnp.maximum(_LOOSE, tolerance))
+        allowed = _kernel.tolerated(pairs, working, ROUGH * goal)
+        kernel = make(problem, present_f, present_g, epsilon, working, allowed)
         marginals = _ascent.marginals(problem, state.f, state.g, working)
-        goal = jnp.where(last, _SAFE * tolerance, jnp.maximum(_LOOSE, tolerance)).astype(working)
-        point, sweeps = _ascent.climb(kernel, marginals, goal, budget - state.sweeps)
+        aim, left = goal.astype(working), budget - state.sweeps
+        if begin:
+            point, sweeps = _ascent.settle(kernel, marginals, aim, left)
+        else:
+            sample = _kernel.sample(problem, present_f, present_g, epsilon, working, allowed is not None)
+            point, sweeps = _ascent.climb(kernel, marginals, aim, left, sample)
         lost = ~(jnp.all(jnp.isfinite(point.phi)) & jnp.all(jnp.isfinite(point.gamma)) & jnp.isfinite(point.error))
-        reached = point.error <= goal
+        reached = point.error <= aim
         f = state.f + epsilon * point.phi.astype(epsilon.dtype)
         g = state.g + epsilon * point.gamma.astype(epsilon.dtype)
         fall = reached & ~last
@@ -161,7 +182,7 @@ def value(pairs: _pairs.Pairs, state: State) -> Float[Array, ""]:
 
 def _rescue(pairs: _pairs.Pairs, state: State, working: Any) -> State:
     """One Sinkhorn iteration in logarithms, after which no row or column of the kernel is empty or overflows."""
-    pairs = pairs.wide(state.epsilon).at(state.epsilon)
+    pairs = pairs.wide(state.f).at(state.epsilon)  # f: what the loop changes
     kappa_a, kappa_b = pairs.softness()
     f = _kernel.row_answer(pairs, state.g, state.epsilon, working) / (1 + kappa_a)
     g = _kernel.column_answer(pairs, f, state.epsilon, working) / (1 + kappa_b)

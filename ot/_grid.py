@@ -37,7 +37,7 @@ class Stage(NamedTuple):
 class Separable:
     """The kernel of a grid, with the absorbed potentials f and g in it."""
 
-    def __init__(self, pairs: Any, f: Array, g: Array, epsilon: Array, working: Any, allowed: Array | float = 0.0):
+    def __init__(self, pairs: Any, f: Array, g: Array, epsilon: Array, working: Any, allowed: Array | None = None):
         along_axes = matrices(pairs)
         self.epsilon, self.working = epsilon, working
         self.shapes = tuple(zip(*(C.shape for C in along_axes), strict=True))

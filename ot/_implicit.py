@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from lie import smooth
 from ot import _ascent, _continuation, _doubles, _grid, _kernel, _pairs, _shards, _symmetric, _validate, costs
 
-_BLOCK_ENTRIES = 2**22
+_BLOCK_ENTRIES = 2**19
 _REFINING_PRODUCTS = 100
 _SYSTEM_PRODUCTS = 1000
 
@@ -47,6 +47,7 @@ class Method(NamedTuple):
 
     fine: bool  # the tolerance asks for float64 kernels at the end
     symmetric: bool  # a cloud against itself
+    weighted: bool  # some points may have no weight
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -62,7 +63,8 @@ def _solution(
 ) -> Solution:
     dtype = pairs.a.dtype
     descend = _symmetric.descend if method.symmetric else _continuation.descend
-    problem, tolerance, budget = pairs.kept(), tolerance.astype(jnp.float64), max_steps // 2
+    narrow = _kernel.tolerated(pairs, jnp.float32, tolerance) is not None  # most rounds then cost little to start
+    problem, tolerance, budget = pairs if narrow else pairs.kept(), tolerance.astype(jnp.float64), max_steps // 2
     if initial is not None:
         f, g = _pairs.astype(initial, jnp.float64)
         state = _continuation.start(f, g, problem.wide().epsilon)
@@ -76,7 +78,8 @@ def _solution(
     )
     if method.fine:
         state = descend(problem, _continuation.renewed(state), tolerance, budget, jnp.float64)
-    state = _continuation.completed(problem, state)
+    if method.weighted:
+        state = _continuation.completed(problem, state)
     value = _continuation.value(problem, state)
     error, value = state.error.astype(dtype), value.astype(dtype)
     return Solution(split(state.f, state.g, dtype), value, error, 2 * state.sweeps, state.done)
@@ -96,7 +99,7 @@ def _solution_jvp(method, primals, tangents):
 
 
 def solutions(
-    method: Method, axes: int, pairs: _pairs.Pairs, initial: Any, tolerance: Array, max_steps: Array
+    method: Method, axes: int, pairs: _pairs.Pairs, initial: Any, tolerance: ArrayLike, max_steps: ArrayLike
 ) -> Solution:
     """`solution` of each problem in a batch with `axes` leading axes; one that is done waits for the last."""
     with jax.enable_x64(True):  # here too: a caller's vmap applies its rules to the program while it is called

@@ -24,15 +24,21 @@ def require(name: str, holds: Array, expectation: str) -> None:
 
 def scalar(name: str, value: ArrayLike | None, dtype: Any, positive: bool = True) -> Array:
     """A number, or one for each problem of a batch. Raises ValueError unless finite and > 0 (>= 0)."""
+    return jnp.asarray(number(name, value, dtype, positive))
+
+
+def number(name: str, value: ArrayLike | None, dtype: Any, positive: bool = True) -> Array | np.ndarray:
+    """The same, left to NumPy where JAX does not hold it yet: one operation costs as much as a small solve."""
+    on_host = isinstance(value, bool | int | float | np.ndarray | np.generic)
     try:
-        number = jnp.asarray(value, dtype)
+        found = np.asarray(value, dtype) if on_host else jnp.asarray(value, dtype)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}") from error
-    if concrete(number):
-        held = np.asarray(number, np.float64)
+    if concrete(found):
+        held = np.asarray(found, np.float64)
         if not (np.isfinite(held) & ((held > 0) if positive else (held >= 0))).all():
             raise ValueError(f"{name}: expected a finite number {'> 0' if positive else '>= 0'}, got {value}")
-    return number
+    return found
 
 
 def weights(name: str, a: ArrayLike | None, size: int, dtype: Any) -> Float[Array, "..."]:

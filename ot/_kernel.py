@@ -8,37 +8,81 @@ times as long.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from lie import smooth
 from ot import _grid, _pairs, _shards, costs
 
 HIGHEST = jax.lax.Precision.HIGHEST
 STORED_ENTRIES = 2**27
-"""Above, the kernel is recomputed: 8192² entries take 21 ms a sweep stored (115 ms to make), 110 ms of one core not."""
+"""Above, the kernel is recomputed. Of 8192² entries, on one core: 26 ms a sweep stored and 200 ms to make, most of it
+fresh pages; 55 ms not stored. Not stored from 2^25 on, solves at n = 8192 took 1.0, 1.8 and 1.8 times as long at
+ε = 0.05, 0.01 and 0.001 of the mean cost."""
 
 _TILE_ENTRIES = 2**21  # 8 MB: enough for XLA to share the exponentials out to the cores, and still in the cache
+_FILL_ENTRIES = 2**18
+_SAMPLED_ROWS = 1024  # at least, where there are 2^25 pairs or more; of larger clouds every 16th
+_LARGEST_STRIDE = 16
+_SAMPLED_FROM = 2**25
 _ROUNDING = 4.0
+_COORDINATES = 8  # up to which squared distances are sums of squared differences
 
 
 class Stored:
-    """The kernel as a matrix in the working type."""
+    """The kernel as a matrix in the working type, whose exponents are formed in it too where `is_rough` lets them.
+
+    `allowed`, of `tolerated`: what they may be off by. Narrow exponents take half the time of wide ones.
+    """
 
     def __init__(
-        self, pairs: _pairs.Pairs, f: Array, g: Array, epsilon: Array, working: Any, allowed: Array | float = 0.0
+        self, pairs: _pairs.Pairs, f: Array, g: Array, epsilon: Array, working: Any, allowed: Array | None = None
     ):
-        self.matrix = jnp.exp(exponent(pairs.matrix(), f, g, epsilon).astype(working))
+        fill = partial(_filled, working=working)
+        if allowed is None:
+            self.matrix = fill(pairs, f, g, epsilon)
+            return
+        narrow = fill(pairs.cast(working), *(p.astype(working) for p in (f, g, epsilon)))
+        # A loop of one round or none: unlike `cond`, it stays a choice under vmap, if no problem needs the wide type.
+        state = narrow, ~is_rough(f, g, epsilon, working, allowed)
+
+        def wide(state: tuple[Array, Array]) -> tuple[Array, Array]:
+            tied, _ = jax.lax.optimization_barrier(((pairs, f, g, epsilon), state[1]))  # else made before the loop
+            return fill(*tied), jnp.asarray(False)
+
+        self.matrix = jax.lax.while_loop(lambda s: s[1], wide, state)[0]
 
     def sweep(self, q: Array, weigh: Callable[..., Array], *rows: Array) -> tuple[Array, Array, Array]:
         """r = K q, p = weigh(r, *rows) and p K."""
         r = jnp.dot(self.matrix, q, precision=HIGHEST)
         p = weigh(r, *rows)
         return r, p, jnp.dot(p, self.matrix, precision=HIGHEST)
+
+
+def _filled(pairs: _pairs.Pairs, f: Array, g: Array, epsilon: Array, working: Any) -> Array:
+    """The matrix of the kernel; a dear cost's in tiles, since XLA would write what its pairs use twice to memory.
+
+    Scratch below 32 MB, which malloc keeps from call to call, is worth much: fresh pages take 1.2 us each, 5 of 13 ms
+    at n = 2048.
+    """
+    n, m = len(f), len(g)
+    y = turned(pairs).y
+    of_rows = lambda x, f: jnp.exp(exponent(pairs.cost(x, y), f, g, epsilon).astype(working))
+    if not pairs.cost.expensive or n * m <= _FILL_ENTRIES:
+        return of_rows(pairs.x, f)
+    height = max(1, min(n, _FILL_ENTRIES // m))
+
+    def write(block: Array, matrix: Array) -> Array:
+        start = jnp.minimum(block * height, n - height)  # the last block writes rows of the one before again
+        rows = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, height), (pairs.x, f))
+        return jax.lax.dynamic_update_slice_in_dim(matrix, of_rows(*rows), start, 0)
+
+    return jax.lax.fori_loop(0, math.ceil(n / height), write, jnp.zeros((n, m), working))
 
 
 class Tiled:
@@ -49,16 +93,15 @@ class Tiled:
     """
 
     def __init__(
-        self, pairs: _pairs.Pairs, f: Array, g: Array, epsilon: Array, working: Any, allowed: Array | float = 0.0
+        self, pairs: _pairs.Pairs, f: Array, g: Array, epsilon: Array, working: Any, allowed: Array | None = None
     ):
         self.pairs, self.f, self.g, self.epsilon, self.working = pairs, f, g, epsilon, working
-        largest = sum(jnp.max(jnp.where(jnp.isfinite(p), jnp.abs(p), 0)) for p in (f, g))
-        self.is_rough = _ROUNDING * float(jnp.finfo(working).eps) * largest <= allowed * epsilon
+        self.is_rough = None if allowed is None else is_rough(f, g, epsilon, working, allowed)
 
     def sweep(self, q: Array, weigh: Callable[..., Array], *rows: Array) -> tuple[Array, Array, Array]:
         """r = K q, p = weigh(r, *rows) and p K; `weigh` sees blocks of rows."""
         wide = partial(self._sweep, self.pairs, self.f, self.g, self.epsilon, weigh)
-        if self.pairs.a.dtype == self.working:
+        if self.is_rough is None:
             return wide(q, *rows)
         narrow = self.pairs.cast(self.working), *(p.astype(self.working) for p in (self.f, self.g, self.epsilon))
         return jax.lax.cond(self.is_rough, partial(self._sweep, *narrow, weigh), wide, q, *rows)
@@ -70,11 +113,11 @@ class Tiled:
             total, (r, p) = jax.lax.scan(visit, jnp.zeros(len(g), self.working), blocks)
             return (r.reshape(-1)[:n], p.reshape(-1)[:n]), total
 
-        turned = _turned(pairs.y)
+        flat = _turned(pairs.y)
 
         def visit(total, block):
             x, f, *rows = block
-            tile = jnp.exp(exponent(pairs.cost(x, _turned_back(turned)), f, g, epsilon).astype(self.working))
+            tile = jnp.exp(exponent(pairs.cost(x, _turned_back(flat, pairs.y)), f, g, epsilon).astype(self.working))
             r = jnp.dot(tile, q, precision=HIGHEST)  # sums in place of dots take twice the processor's time
             p = weigh(r, *rows)
             return total + jnp.dot(p, tile, precision=HIGHEST), (r, p)
@@ -84,25 +127,68 @@ class Tiled:
 
 
 def _turned(points: Any) -> Any:
-    """Coordinates one after the other in memory.
+    """Coordinates one after the other in memory: flat, as XLA would choose the layout of an array with axes anew.
 
     A row of the cost runs over the points y: as they are given, each coordinate would be gathered from every d-th
     place, which takes as long as an exponential.
     """
-    return jax.lax.optimization_barrier(jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), points))
+    return jax.lax.optimization_barrier(jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1).ravel(), points))
 
 
-def _turned_back(points: Any) -> Any:
-    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), points)
+def _turned_back(flat: Any, points: Any) -> Any:
+    back = lambda flat, leaf: jnp.moveaxis(flat.reshape(*leaf.shape[1:], len(leaf)), -1, 0)
+    return jax.tree.map(back, flat, points)
+
+
+def turned(pairs: _pairs.Pairs) -> _pairs.Pairs:
+    """The same problem with the coordinates of y one after the other in memory."""
+    return replace(pairs, y=_turned_back(_turned(pairs.y), pairs.y))
 
 
 Kernel = Stored | Tiled | _grid.Separable
+
+
+class Sample(NamedTuple):
+    """The kernel of every stride-th row: enough for the curvature of the dual, to which many rows contribute alike."""
+
+    kernel: Tiled
+    stride: int
+
+
+def sample(pairs: _pairs.Pairs, f: Array, g: Array, epsilon: Array, working: Any, narrow: bool) -> Sample | None:
+    """That of a large cloud; None of a small one, a grid and rows that lie on several devices."""
+    n, m = len(f), len(g)
+    stride = min(n // _SAMPLED_ROWS, _LARGEST_STRIDE)
+    if n * m < _SAMPLED_FROM or stride < 2 or isinstance(pairs.cost, costs.Grid) or pairs.rows is not None:
+        return None
+    rows = replace(pairs, x=_pairs.thinned(pairs.x, n, stride), a=pairs.a[::stride])
+    f = f[::stride]
+    if narrow:
+        rows, f, g, epsilon = rows.cast(working), f.astype(working), g.astype(working), epsilon.astype(working)
+    return Sample(Tiled(rows, f, g, epsilon, working), stride)
 
 
 def exponent(C: Float[Array, "n m"], f: Array, g: Array, epsilon: Array) -> Float[Array, "n m"]:
     """(f_i + g_j − C_ij)/ε, by one division in all: those of a matrix would take as long as its exponentials."""
     inverse = 1 / epsilon
     return (f * inverse)[:, None] + g * inverse - C * inverse
+
+
+def tolerated(pairs: _pairs.Pairs, working: Any, error: Array) -> Array | None:
+    """`error`, or None where the working type may lose more of a cost than a few of its own digits.
+
+    It cannot hold wider points, in many coordinates differences of squares cancel, and so may a caller's function.
+    """
+    given = isinstance(pairs.cost, costs.Precomputed | costs.Grid)
+    few = all(leaf.shape[-1] <= _COORDINATES for leaf in jax.tree.leaves((pairs.x, pairs.y)))
+    safe = given or (few and not isinstance(pairs.cost, costs.Function))
+    return error if safe and pairs.a.dtype == working else None
+
+
+def is_rough(f: Array, g: Array, epsilon: Array, working: Any, allowed: Array) -> Bool[Array, ""]:
+    """Whether exponents may be formed in the working type."""
+    largest = sum(jnp.max(jnp.where(jnp.isfinite(p), jnp.abs(p), 0)) for p in (f, g))
+    return _ROUNDING * float(jnp.finfo(working).eps) * largest <= allowed * epsilon
 
 
 def choose(pairs: _pairs.Pairs) -> type[Stored] | type[Tiled] | type[_grid.Separable]:
@@ -169,6 +255,6 @@ def _soft_minimum(scores: Float[Array, "n m"], epsilon: Array, axis: int, workin
 
 
 def _over_blocks(of_block: Callable[[Any], Array], points: Any, n: int, m: int) -> Array:
-    if n * m <= STORED_ENTRIES // 8 or points is None:
+    if n * m <= _TILE_ENTRIES or points is None:
         return of_block(points)
     return jax.lax.map(of_block, blocked(points, n, m, "edge", _TILE_ENTRIES // 4)).reshape(-1)[:n]

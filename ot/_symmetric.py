@@ -25,7 +25,8 @@ def descend(
     problem = pairs.wide()
     epsilon = problem.epsilon
     present = jnp.where(problem.a > 0, state.f, -jnp.inf)
-    kernel = _kernel.choose(pairs)(problem, present, present, epsilon, working)
+    allowed = _kernel.tolerated(pairs, working, _continuation.ROUGH * tolerance)
+    kernel = _kernel.choose(pairs)(problem, present, present, epsilon, working, allowed)
     a, _, f, _, kappa, _ = _ascent.marginals(problem, state.f, state.f, working)
 
     def averaged(sums: Array, phi: Array, f: Array, a: Array) -> Array:

@@ -113,7 +113,7 @@ def solve(
     if not batch and not isinstance(pairs.cost, costs.Precomputed | costs.Grid):
         pairs = replace(pairs, rows=_shards.of_rows(pairs.x, pairs.cost.event_dimensions))
     level, budget, fine = _validate.effort(tolerance, max_steps, pairs.a.dtype)
-    method = _implicit.Method(fine, symmetric=False)
+    method = _implicit.Method(fine, symmetric=False, weighted=a is not None or b is not None)
     solved = _implicit.solutions(method, len(batch), pairs, _start(initial, pairs), level, budget)
     f, g, f_low, g_low = solved.dual
     return Potentials(f, g, f_low, g_low, solved.value, solved.error, solved.steps, solved.converged, pairs)

@@ -15,7 +15,7 @@ from numpy.testing import assert_allclose
 from scipy.special import logsumexp
 
 from lie import so3
-from ot import costs, sinkhorn
+from ot import _ascent, _kernel, _pairs, costs, sinkhorn
 
 
 def clouds(n, m, d, dtype=jnp.float32, seed=0):
@@ -347,6 +347,45 @@ def test_far_outliers_and_huge_costs_converge():
         assert bool(solved.converged)
         C = squared(scale * x.at[0].set(50.0), scale * y)
         assert true_error(solved, C, np.full(60, 1 / 60), np.full(40, 1 / 40), epsilon) <= 1e-3
+
+
+def test_sampled_rows_give_the_direction_of_all_where_each_is_repeated(monkeypatch):
+    # rows that come four at a time: a sample of every fourth loses nothing, and each of its products counts a quarter
+    x, y = clouds(60, 200, 2)
+    x = jnp.repeat(x, 4, axis=0)
+    epsilon, n, m = 0.02, len(x), len(y)
+    f, g = (jnp.zeros(size, x.dtype) for size in (n, m))
+    problem = _pairs.Pairs(
+        x, y, f + 1 / n, g + 1 / m, costs.SquaredEuclidean(), jnp.float32(epsilon), jnp.float32(0), None, None
+    )
+    kernel, marginals = (
+        _kernel.Stored(problem, f, g, problem.epsilon, x.dtype),
+        _ascent.marginals(problem, f, g, x.dtype),
+    )
+    monkeypatch.setattr(_kernel, "_SAMPLED_FROM", 0)
+    monkeypatch.setattr(_kernel, "_SAMPLED_ROWS", 60)
+    sample = _kernel.sample(problem, f, g, problem.epsilon, x.dtype, True)
+    point = _ascent.visit(kernel, marginals, g)
+    direction, products = _ascent.newton_direction(kernel, marginals, point, 1e-2, jnp.int32(50))
+    sampled, sweeps = _ascent.newton_direction(kernel, marginals, point, 1e-2, jnp.int32(50), sample=sample)
+    assert_allclose(sampled, direction, rtol=0, atol=1e-4 * np.abs(direction).max())
+    assert int(sweeps) == -(-int(products) // 4)
+    few = _kernel.Sample(_kernel.Tiled(problem, f - 1e3, g, problem.epsilon, x.dtype), 1)  # no such rows: not believed
+    unused, sweeps = _ascent.newton_direction(kernel, marginals, point, 1e-2, jnp.int32(50), sample=few)
+    assert int(sweeps) == int(products)
+    assert_allclose(unused, direction, rtol=0, atol=1e-5 * np.abs(direction).max())
+
+
+def test_close_points_in_many_dimensions_keep_their_digits():
+    # |x|² + |y|² − 2 x·y in float32 loses 3e-7 |x|², more than such a plan allows for
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(80, 64)), jnp.float32)
+    y = x + jnp.float32(0.01)
+    C = squared(x, y)
+    epsilon = float(1e-4 * C.mean())
+    solved = sinkhorn.solve(x, y, epsilon=epsilon)
+    uniform = np.full(80, 1 / 80)
+    assert bool(solved.converged)
+    assert true_error(solved, C, uniform, uniform, epsilon) <= 1e-3
 
 
 def test_float64_points_may_lie_where_float32_overflows():

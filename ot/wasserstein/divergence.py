@@ -50,8 +50,9 @@ def sinkhorn_divergence(
         _validate.one_grid(pairs.cost)
     level, budget, fine = _validate.effort(tolerance, max_steps, pairs.a.dtype)
     problems = pairs, _against_itself(pairs, "x", "a", "rho_a"), _against_itself(pairs, "y", "b", "rho_b")
+    weighted = a is not None or b is not None
     solved = [
-        _implicit.solutions(_implicit.Method(fine, symmetric), len(batch), problem, None, level, budget)
+        _implicit.solutions(_implicit.Method(fine, symmetric, weighted), len(batch), problem, None, level, budget)
         for problem, symmetric in zip(problems, (False, True, True), strict=True)
     ]
     between, within_x, within_y = (solution.value for solution in solved)
