@@ -2,7 +2,9 @@
 
 On a CPU a fresh large array costs more than the arithmetic that fills it (page faults: 8 GB/s against 95 in cache). So
 messages live for one block, in cache, and are added to their receivers at once. The derivative is written by hand and
-recomputes them block by block; it is itself differentiable.
+recomputes them block by block; it is itself differentiable. So are weights, where they are made in the block: kept for
+all edges they halve the perceptron's products, but NequIP's training step (benchmarks/bench_potential.py) takes 73 ms
+of processor time for 53 and 46 MB of scratch for 13.
 """
 
 from collections.abc import Callable
