@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from lie import smooth
-from ot import _ascent, _continuation, _doubles, _grid, _kernel, _pairs, _shards, _symmetric, _validate, costs
+from ot import _ascent, _continuation, _cores, _doubles, _grid, _kernel, _pairs, _shards, _symmetric, _validate, costs
 
 _BLOCK_ENTRIES = 2**19
 _REFINING_PRODUCTS = 100
@@ -163,7 +163,7 @@ def over_rows(of_block: Any, pairs: _pairs.Pairs, *rows: Array) -> tuple[Array, 
     @jax.checkpoint
     def visit(total, block):
         kept, added = of_block(*block)
-        return total + added, kept
+        return total + _cores.shared_out(added), kept
 
     def part(x, a, *rows):
         n = len(a)

@@ -388,6 +388,17 @@ def test_close_points_in_many_dimensions_keep_their_digits():
     assert true_error(solved, C, uniform, uniform, epsilon) <= 1e-3
 
 
+@pytest.mark.parametrize("relative", [0.05, 0.01])
+def test_many_coordinates_far_from_the_origin_are_right_in_float32(relative):
+    rng = np.random.default_rng(0)
+    x, y = (jnp.asarray(rng.normal(size=(n, 64)) + 100, jnp.float32) for n in (150, 120))
+    C = squared(x, y)
+    epsilon = float(np.float32(relative * C.mean()))
+    solved = sinkhorn.solve(x, y, epsilon=epsilon)
+    assert bool(solved.converged)
+    assert true_error(solved, C, np.full(150, 1 / 150), np.full(120, 1 / 120), epsilon) <= 1e-3
+
+
 def test_float64_points_may_lie_where_float32_overflows():
     x, y = clouds(60, 40, 3, jnp.float64)
     near = sinkhorn.solve(x, y, epsilon=0.05)
