@@ -206,23 +206,11 @@ def _angles(max_degree: int, r: Array) -> tuple[Array, Array, Array, tuple[Array
         x, y, z = (smooth.divide(wide[:, i], length, fallback=float(i == 1)) for i in range(3))
         across = smooth.norm(jnp.stack([x, z]), axis=0)
         cos_g, sin_g = smooth.divide(-z, across, fallback=1.0), smooth.divide(x, across)
-        cosines, sines = _multiples(y, across, max_degree)
+        multiples = lambda c, s: tuple(a.T for a in wigner.multiples(c, s, max_degree))
+        cosines, sines = multiples(y, across)
         middle = jnp.concatenate([cosines, sines[:, 1:]], axis=1)
-        found = (middle, *_multiples(cos_g, sin_g, max_degree), (cos_g, sin_g, y, across))
+        found = (middle, *multiples(cos_g, sin_g), (cos_g, sin_g, y, across))
         return jax.tree.map(lambda a: a.astype(r.dtype), found)
-
-
-def _multiples(cosine: Array, sine: Array, top: int) -> tuple[Array, Array]:
-    """cos kφ and sin kφ, k = 0..top, (edges, top + 1): by doubling, so that errors grow with k, not k²."""
-    cosines, sines = cosine[:, None], sine[:, None]
-    while cosines.shape[1] < top:
-        c, s = cosines[:, -1:], sines[:, -1:]
-        cosines, sines = (
-            jnp.concatenate([cosines, cosines * c - sines * s], axis=1),
-            jnp.concatenate([sines, sines * c + cosines * s], axis=1),
-        )
-    one = jnp.ones_like(cosine)[:, None]
-    return jnp.concatenate([one, cosines[:, :top]], axis=1), jnp.concatenate([0 * one, sines[:, :top]], axis=1)
 
 
 @cache

@@ -125,7 +125,7 @@ def _representation(R: ArrayLike, degrees: tuple[int, ...]) -> tuple[Array, ...]
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _blocks(degrees: tuple[int, ...], R: Float[Array, "batch 3 3"]) -> tuple[Array, ...]:
     (alpha, beta, gamma), top = _givens(_proper(R)), max(degrees)
-    (a, b), (g, h), middle = _powers(*alpha, top), _powers(*gamma, top), _powers(*beta, top)
+    (a, b), (g, h), middle = multiples(*alpha, top), multiples(*gamma, top), multiples(*beta, top)
     sign = _determinant_sign(R)
     return tuple((sign**l if l % 2 else 1) * _block(l, (a, b), middle, (g, h)).transpose(2, 0, 1) for l in degrees)
 
@@ -174,7 +174,7 @@ def _givens(R: Array) -> tuple[tuple[Array, Array], ...]:
     return (cos_a, sin_a), (cos_b * shrink_b, sin_b * shrink_b), (cos_g * shrink_g, sin_g * shrink_g)
 
 
-def _powers(cosine: Array, sine: Array, top: int) -> tuple[Array, Array]:
+def multiples(cosine: Array, sine: Array, top: int) -> tuple[Array, Array]:
     """cos kφ and sin kφ, k = 0..top, (top + 1, batch): by doubling, so that errors grow with k, not k²."""
     cosines, sines = cosine[None], sine[None]
     while cosines.shape[0] < top:
