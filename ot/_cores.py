@@ -10,12 +10,12 @@ from jaxtyping import Array, Float
 
 
 @jax.custom_jvp
-def shared_out(x: Float[Array, "n"]) -> Float[Array, "n"]:
-    """x itself, its first entry by way of a sort: what is in a loop with it is compiled operation by operation."""
+def shared_out(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x itself, at least one entry, the first by way of a sort: a loop with it is compiled operation by operation."""
     if jax.default_backend() != "cpu":
         return x
-    twice = jnp.concatenate([x[:1], x[:1]])
-    return jnp.concatenate([jnp.sort(twice)[:1], x[1:]])
+    first, others = x.reshape(-1)[:1], x.reshape(-1)[1:]
+    return jnp.concatenate([jnp.sort(jnp.concatenate([first, first]))[:1], others]).reshape(x.shape)
 
 
 shared_out.defjvp(lambda primals, tangents: (shared_out(*primals), tangents[0]))
