@@ -175,7 +175,10 @@ def _givens(R: Array) -> tuple[tuple[Array, Array], ...]:
 
 
 def multiples(cosine: Array, sine: Array, top: int) -> tuple[Array, Array]:
-    """cos kφ and sin kφ, k = 0..top, (top + 1, batch): by doubling, so that errors grow with k, not k²."""
+    """cos kφ and sin kφ, k = 0..top, both (top + 1, batch), of cos φ and sin φ, (batch,).
+
+    By doubling, so that errors grow with k, not k².
+    """
     cosines, sines = cosine[None], sine[None]
     while cosines.shape[0] < top:
         c, s = cosines[-1:], sines[-1:]

@@ -257,6 +257,7 @@ def representation_rows():
         "lie.svd3.svd": [call(floats(2, 3, 3), derivative=False)],
         "lie.wigner.d": [call(floats(2, 3, 3), 3)],
         "lie.wigner.d_all": [call(floats(2, 3, 3), 2)],
+        "lie.wigner.multiples": [call(floats(4), floats(4), 3)],
         "lie.harmonics.evaluate": [call(floats(2, 3), 3), call(floats(2, 3), 3, normalize=False)],
         "lie.harmonics.to_grid": [call(floats(2, 9, 2), 3)],
         "lie.harmonics.from_grid": [call(floats(4, 7, 2), 2)],
