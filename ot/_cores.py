@@ -1,12 +1,16 @@
-"""Letting a loop's operations run on all cores of a CPU.
+"""Letting a loop's operations run on all cores of a CPU, or be compiled into one function.
 
-From jax 0.12 on, XLA compiles a loop into one function, on one core, unless something in it cannot be: a sort, say. For
-small problems that saves most of the time, which would go into starting operations; large ones lose the other cores.
+From jax 0.12 on, XLA compiles a loop into one function, on one core, unless something in it cannot be: a sort, or a
+maximum or sum along an axis of a matrix by itself, which it takes from a library. For small problems one function saves
+most of the time, which would go into starting operations (256 problems of 64 x 64 in a row: 7.7 to 5.9 ms); large ones
+lose the other cores.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+_IN_ONE_FUNCTION = 2**16  # entries, up to which a matrix is reduced without the library; from 2^19 on that costs time
 
 
 @jax.custom_jvp
@@ -19,3 +23,18 @@ def shared_out(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 shared_out.defjvp(lambda primals, tangents: (shared_out(*primals), tangents[0]))
+
+
+def largest(x: Float[Array, "n m"], axis: int) -> Float[Array, "..."]:
+    """The maxima along an axis, in the function of the loop around where x is small; NaN counts for nothing there."""
+    if x.size > _IN_ONE_FUNCTION:
+        return jnp.max(x, axis=axis)
+    return jax.lax.reduce(x, jnp.array(-jnp.inf, x.dtype), lambda a, b: jnp.where(a > b, a, b), (axis,))
+
+
+def total(x: Float[Array, "n m"], axis: int) -> Float[Array, "..."]:
+    """The sums along an axis, likewise."""
+    if x.size > _IN_ONE_FUNCTION:
+        return jnp.sum(x, axis=axis)
+    ones = jnp.ones(x.shape[axis], x.dtype)
+    return jnp.tensordot(x, ones, (axis, 0), precision=jax.lax.Precision.HIGHEST)

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 from jax import custom_batching
 
+from ot import _batch
+
 
 def inside(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, traced and batched where float64 is enabled. Its arguments are arrays, and its results narrow.
@@ -25,8 +27,7 @@ def inside(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @call.def_vmap
     def _(size: int, batched: Any, *arguments: Any) -> tuple[Any, Any]:
-        axes = tuple(jax.tree.map(lambda is_batched: 0 if is_batched else None, part) for part in batched)
-        found = inside(jax.vmap(function, axes, axis_size=size))(*arguments)
+        found = inside(_batch.each(function, tuple(batched), size))(*arguments)
         return found, jax.tree.map(lambda _: True, found)
 
     return call

@@ -267,8 +267,8 @@ def column_answer(pairs: _pairs.Pairs, f: Float[Array, "n"], epsilon: Array, wor
 
 
 def _soft_minimum(scores: Float[Array, "n m"], epsilon: Array, axis: int, working: Any) -> Float[Array, "..."]:
-    largest = jnp.max(scores, axis=axis)
-    total = jnp.sum(jnp.exp((scores - jnp.expand_dims(largest, axis)).astype(working)), axis=axis)
+    largest = _cores.largest(scores, axis)
+    total = _cores.total(jnp.exp((scores - jnp.expand_dims(largest, axis)).astype(working)), axis)
     return -epsilon * (largest + jnp.log(total).astype(largest.dtype))
 
 

@@ -1,0 +1,58 @@
+"""Solving the elements of a batch one after the other changes nothing but the time it takes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from ot import _batch, _cores, sinkhorn
+
+
+def halved(x, shared):
+    """x until its norm is below that of `shared`: a loop whose length differs between elements."""
+    return jax.lax.while_loop(lambda x: jnp.sum(x * x) > jnp.sum(shared**2), lambda x: x / 2, x), jnp.sum(x) * shared
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_each_is_vmap(one_by_one, monkeypatch):
+    monkeypatch.setattr(_batch, "_LOOPS_ARE_COMPILED", one_by_one)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3, 2)) * 100, jnp.float32)
+    shared = jnp.ones(2, jnp.float32)
+    once = _batch.each(halved, (True, False), 3)
+    twice = _batch.each(once, (True, False), 4)
+    for run in (twice, jax.jit(twice)):
+        small, sums = run(x, shared)
+        expected, expected_sums = jax.vmap(jax.vmap(halved, (0, None)), (0, None))(x, shared)
+        np.testing.assert_array_equal(small, expected)
+        assert_allclose(sums, expected_sums, rtol=1e-6)
+    assert ("platform" in str(jax.make_jaxpr(twice)(x, shared))) == one_by_one
+    gradient = jax.grad(lambda x: jnp.sum(twice(x, shared)[1] ** 2))(x)
+    assert_allclose(gradient, 4 * jnp.sum(x, axis=-1, keepdims=True) * jnp.ones_like(x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_an_element_is_solved_as_if_it_were_alone(axes):
+    draws, tolerance = np.random.default_rng(1), 1e-3
+    xs = jnp.asarray(draws.normal(size=(*(2, 3)[-axes:], 20, 3)) * np.linspace(0.5, 2, 20)[:, None], jnp.float32)
+    y = jnp.asarray(draws.normal(size=(30, 3)), jnp.float32)
+    solve = lambda x: sinkhorn.solve(x, y, epsilon=0.1, tolerance=tolerance)
+    over = solve
+    for _ in range(axes):
+        over = jax.vmap(over)
+    for batch in (solve(xs), over(xs), jax.jit(over)(xs)):
+        for index in np.ndindex(xs.shape[:-2]):
+            one = solve(xs[index])
+            assert int(batch.steps[index]) <= 1.5 * int(one.steps), "it waited for a harder one"
+            assert batch.error[index] <= tolerance
+            assert_allclose(batch.value[index], one.value, rtol=tolerance)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (400, 300)])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_reductions_of_any_size_are_maxima_and_sums(shape, axis):
+    x = jnp.asarray(np.random.default_rng(2).normal(size=shape), jnp.float32).at[0].set(-jnp.inf)
+    np.testing.assert_array_equal(_cores.largest(x, axis), jnp.max(x, axis=axis))
+    y = jnp.exp(x)
+    eps = np.finfo(np.float32).eps
+    assert_allclose(_cores.total(y, axis), np.sum(np.asarray(y, np.float64), axis=axis), rtol=eps * shape[axis])
