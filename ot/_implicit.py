@@ -101,7 +101,7 @@ def _solution_jvp(method, primals, tangents):
 def solutions(
     method: Method, axes: int, pairs: _pairs.Pairs, initial: Any, tolerance: ArrayLike, max_steps: ArrayLike
 ) -> Solution:
-    """`solution` of each problem in a batch with `axes` leading axes; one that is done waits for the last."""
+    """`solution` of each problem in a batch with `axes` leading axes."""
     with jax.enable_x64(True):  # here too: a caller's vmap applies its rules to the program while it is called
         return _compiled(method, axes, pairs, initial, tolerance, max_steps)
 

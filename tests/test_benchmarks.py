@@ -229,3 +229,12 @@ def test_the_page_shows_every_figure():
     assert lines[0] == "## `python -m benchmarks lie`"
     assert lines[4] == "2 cores (P), Python 3.11, jax 0.10."
     assert lines[-4:] == ["| | 1e5 | 1e6 |", "|---|---|---|", "| exp | 2 | 3.46 |", "| log |  | 1 |"]
+
+
+def test_the_page_gives_each_group_a_table():
+    machine = {"cores": "2", "processor": "P", "python": "3.11", "jax": "0.10"}
+    metrics = {"exact/n8/gap": 0.0, "exact/n8/ms": 1.5, "line/n8": 2.0}
+    page_of_groups = page.markdown({"machine": {"ot": machine}, "metrics": {"ot": metrics}}, {})
+    exact, line = page_of_groups.split("\n\n")[-2:]
+    assert exact.splitlines() == ["| exact | gap | ms |", "|---|---|---|", "| n8 | 0 | 1.5 |"]
+    assert line.splitlines() == ["| line | figure |", "|---|---|", "| n8 | 2 |"]
