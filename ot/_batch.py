@@ -13,7 +13,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jax import custom_batching
+from jaxtyping import Array, Bool
 
 _LOOPS_ARE_COMPILED = jax.__version_info__ >= (0, 12)
 
@@ -49,3 +50,15 @@ def each(function: Callable, is_mapped: Any, size: int) -> Callable:
         return jax.lax.map(of_one, [leaf for leaf, is_one in zip(leaves, among, strict=True) if is_one])
 
     return lambda *arguments: jax.lax.platform_dependent(*arguments, cpu=one_by_one, default=at_once)
+
+
+@custom_batching.custom_vmap
+def is_alone(x: Array) -> Bool[Array, ""]:
+    """Whether an element, of which x is any value, keeps no step with others: False under `vmap`."""
+    del x
+    return jnp.asarray(True)
+
+
+@is_alone.def_vmap
+def _(size: int, batched: Any, x: Array) -> tuple[Array, bool]:
+    return jnp.asarray(False), False

@@ -48,6 +48,15 @@ def test_an_element_is_solved_as_if_it_were_alone(axes):
             assert_allclose(batch.value[index], one.value, rtol=tolerance)
 
 
+def test_an_element_knows_whether_others_keep_step():
+    alone = lambda x: jnp.where(_batch.is_alone(x), x, -x)
+    x = jnp.arange(1.0, 7).reshape(2, 3)
+    np.testing.assert_array_equal(jax.jit(alone)(x), x)
+    np.testing.assert_array_equal(jax.lax.map(alone, x), x)
+    np.testing.assert_array_equal(jax.vmap(alone)(x), -x)
+    np.testing.assert_array_equal(jax.jit(jax.vmap(jax.vmap(alone)))(x), -x)
+
+
 @pytest.mark.parametrize("shape", [(5, 7), (400, 300)])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_reductions_of_any_size_are_maxima_and_sums(shape, axis):
