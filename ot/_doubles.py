@@ -27,7 +27,7 @@ def inside(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @call.def_vmap
     def _(size: int, batched: Any, *arguments: Any) -> tuple[Any, Any]:
-        found = inside(_batch.each(function, tuple(batched), size))(*arguments)
+        found = inside(_batch.each(function, tuple(batched)))(*arguments)
         return found, jax.tree.map(lambda _: True, found)
 
     return call

@@ -19,8 +19,8 @@ def test_each_is_vmap(one_by_one, monkeypatch):
     monkeypatch.setattr(_batch, "_LOOPS_ARE_COMPILED", one_by_one)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3, 2)) * 100, jnp.float32)
     shared = jnp.ones(2, jnp.float32)
-    once = _batch.each(halved, (True, False), 3)
-    twice = _batch.each(once, (True, False), 4)
+    once = _batch.each(halved, (True, False))
+    twice = _batch.each(once, (True, False))
     for run in (twice, jax.jit(twice)):
         small, sums = run(x, shared)
         expected, expected_sums = jax.vmap(jax.vmap(halved, (0, None)), (0, None))(x, shared)

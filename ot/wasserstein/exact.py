@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from lie import record, smooth
-from ot import _inputs, _pairs, _validate, costs
+from ot import _doubles, _inputs, _pairs, _validate, costs
 from ot.wasserstein import _auction, _matching, _primal_dual
 
 Points = Any
@@ -130,32 +130,31 @@ def _shared(problem: _pairs.Pairs) -> list[Any]:
 
 @partial(jax.jit, static_argnames=("uniform", "axes"))
 def _traced(problem, tolerance, max_steps, uniform, axes):
-    one = partial(_traced_one, tolerance=tolerance, max_steps=max_steps, uniform=uniform)
-    return _over_batch(one, axes, problem)(problem)
+    in_doubles = _doubles.inside(partial(_traced_one, uniform))
+    return _over_batch(lambda problem: in_doubles(problem, tolerance, max_steps), axes, problem)(problem)
 
 
-def _traced_one(problem: _pairs.Pairs, tolerance: Array, max_steps: Array, uniform: bool) -> tuple:
+def _traced_one(uniform: bool, problem: _pairs.Pairs, tolerance: Array, max_steps: Array) -> tuple:
     dtype = problem.a.dtype
-    with jax.enable_x64(True):
-        wide = problem.wide()
-        C, (a, b) = wide.matrix(), (wide.a, wide.b)
-        tolerance = tolerance.astype(jnp.float64)
-        if uniform:
-            partner, g, done, steps = _auction.assign(C, tolerance, max_steps)
-            rows, columns, mass = jnp.arange(len(a), dtype=jnp.int32), partner, a
-        else:
-            rows, columns = (jnp.asarray(e.ravel(), jnp.int32) for e in np.indices(C.shape))
-            mass, g, done, steps = _by_gradients(C, a, b, tolerance, max_steps)
-        f = jnp.min(C - g, axis=1)
-        value = jnp.sum(mass * C[rows, columns])
-        excess = value - jnp.sum(a * f) - jnp.sum(b * g)
-        rounding = 1e-14 * jnp.mean(jnp.abs(C)) * jnp.sum(a)
-        gap = jnp.where(jnp.abs(excess) <= rounding, 0, smooth.divide(excess, jnp.abs(value), jnp.inf))
-        gap = jnp.where(jnp.isfinite(value), gap, jnp.inf)
-        meets = jnp.isclose(jnp.sum(a), jnp.sum(b), rtol=1e-5) & jnp.all(a >= 0) & jnp.all(b >= 0)
-        shift = smooth.divide(jnp.sum(a * f) - jnp.sum(b * g), jnp.sum(a) + jnp.sum(b))
-        converged = done & meets & (gap <= tolerance)
-        value, f, g, gap, mass = (v.astype(dtype) for v in (value, f - shift, g + shift, gap, mass))
+    wide = problem.wide()
+    C, (a, b) = wide.matrix(), (wide.a, wide.b)
+    tolerance = tolerance.astype(jnp.float64)
+    if uniform:
+        partner, g, done, steps = _auction.assign(C, tolerance, max_steps)
+        rows, columns, mass = jnp.arange(len(a), dtype=jnp.int32), partner, a
+    else:
+        rows, columns = (jnp.asarray(e.ravel(), jnp.int32) for e in np.indices(C.shape))
+        mass, g, done, steps = _by_gradients(C, a, b, tolerance, max_steps)
+    f = jnp.min(C - g, axis=1)
+    value = jnp.sum(mass * C[rows, columns])
+    excess = value - jnp.sum(a * f) - jnp.sum(b * g)
+    rounding = 1e-14 * jnp.mean(jnp.abs(C)) * jnp.sum(a)
+    gap = jnp.where(jnp.abs(excess) <= rounding, 0, smooth.divide(excess, jnp.abs(value), jnp.inf))
+    gap = jnp.where(jnp.isfinite(value), gap, jnp.inf)
+    meets = jnp.isclose(jnp.sum(a), jnp.sum(b), rtol=1e-5) & jnp.all(a >= 0) & jnp.all(b >= 0)
+    shift = smooth.divide(jnp.sum(a * f) - jnp.sum(b * g), jnp.sum(a) + jnp.sum(b))
+    converged = done & meets & (gap <= tolerance)
+    value, f, g, gap, mass = (v.astype(dtype) for v in (value, f - shift, g + shift, gap, mass))
     return value, f, g, gap, steps.astype(jnp.int32), converged, rows, columns.astype(jnp.int32), mass
 
 
