@@ -4,8 +4,8 @@ On CPU the elements are solved one after the other: arrays stay in the cache, an
 in processor's time on jax 0.12, by `lax.map` and by `vmap`: Sinkhorn at ε = 0.05 and 0.01 of the mean cost, 256
 problems of 64 x 64 in 9 and 20 ms for 10 and 37, 1024 of 8 x 8 in 5 and 6 for 8 and 13, 16 of 512 x 512 in 17 and 34
 for 34 and 91; 16 Gromov problems of 64 x 64 in 0.42 s for 2.3, 64 exact ones in 87 ms for 281; groups of two to
-sixteen gain nothing. Before jax 0.12, which starts each operation of a loop by itself (see `_cores`), small problems took twice
-as long: there it is not done.
+sixteen gain nothing. Before jax 0.12, which starts each operation of a loop by itself (see `_cores`), small problems
+took twice as long: there it is not done.
 """
 
 from collections.abc import Callable, Sequence
