@@ -5,7 +5,7 @@ in processor's time on jax 0.12, by `lax.map` and by `vmap`: Sinkhorn at ε = 0.
 problems of 64 x 64 in 9 and 20 ms for 10 and 37, 1024 of 8 x 8 in 5 and 6 for 8 and 13, 16 of 512 x 512 in 17 and 34
 for 34 and 91; 16 Gromov problems of 64 x 64 in 0.42 s for 2.3, 64 exact ones in 87 ms for 281; groups of two to
 sixteen gain nothing. Before jax 0.12, which starts each operation of a loop by itself (see `_cores`), small problems
-took twice as long: there it is not done.
+took twice as long: there it is not done, nor with several devices, which may share a batch out among them.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ def each(function: Callable, is_mapped: Any) -> Callable:
     """`function` of each element along the first axis of the arguments' leaves that `is_mapped` tells, one at least."""
     axes = jax.tree.map(lambda mapped: 0 if mapped else None, is_mapped)
     at_once = jax.vmap(function, axes)
-    if not _LOOPS_ARE_COMPILED:
+    if not _LOOPS_ARE_COMPILED or jax.device_count() > 1:
         return at_once
 
     def one_by_one(*arguments: Any) -> Any:

@@ -14,9 +14,10 @@ def halved(x, shared):
     return jax.lax.while_loop(lambda x: jnp.sum(x * x) > jnp.sum(shared**2), lambda x: x / 2, x), jnp.sum(x) * shared
 
 
-@pytest.mark.parametrize("one_by_one", [False, True])
-def test_each_is_vmap(one_by_one, monkeypatch):
-    monkeypatch.setattr(_batch, "_LOOPS_ARE_COMPILED", one_by_one)
+@pytest.mark.parametrize(("compiled", "devices"), [(False, 1), (True, 1), (True, 4)])
+def test_each_is_vmap(compiled, devices, monkeypatch):
+    monkeypatch.setattr(_batch, "_LOOPS_ARE_COMPILED", compiled)
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3, 2)) * 100, jnp.float32)
     shared = jnp.ones(2, jnp.float32)
     once = _batch.each(halved, (True, False))
@@ -26,7 +27,7 @@ def test_each_is_vmap(one_by_one, monkeypatch):
         expected, expected_sums = jax.vmap(jax.vmap(halved, (0, None)), (0, None))(x, shared)
         np.testing.assert_array_equal(small, expected)
         assert_allclose(sums, expected_sums, rtol=1e-6)
-    assert ("platform" in str(jax.make_jaxpr(twice)(x, shared))) == one_by_one
+    assert ("platform" in str(jax.make_jaxpr(twice)(x, shared))) == (compiled and devices == 1)
     gradient = jax.grad(lambda x: jnp.sum(twice(x, shared)[1] ** 2))(x)
     assert_allclose(gradient, 4 * jnp.sum(x, axis=-1, keepdims=True) * jnp.ones_like(x), rtol=1e-6)
 
