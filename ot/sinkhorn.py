@@ -102,8 +102,8 @@ def solve(
     float64 from f + f_low and g + g_low. mass_penalty=(ρ_a, ρ_b): soft marginals, ρ_a KL(P 1 | a) + ρ_b KL(P^T 1 | b)
     in place of constraints (Chizat et al. 2018); None or infinity for a hard one. initial: potentials to start from.
 
-    A batch, of leading axes or by `jax.vmap`, is solved one problem after the other on CPU (jax >= 0.12, one device), in
-    step elsewhere; each problem stops by itself. A cloud x whose rows lie on several devices (`jax.sharding`) is solved
+    A batch, of leading axes or by `jax.vmap`, is solved one problem after the other on CPU (jax >= 0.12, one device),
+    in step elsewhere; each stops by itself. A cloud x whose rows lie on several devices (`jax.sharding`) is solved
     where it lies: each device keeps its rows of the kernel, and only vectors over y are summed between them. y is then
     needed whole on each.
 
