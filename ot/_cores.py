@@ -26,8 +26,11 @@ shared_out.defjvp(lambda primals, tangents: (shared_out(*primals), tangents[0]))
 
 
 def largest(x: Float[Array, "n m"], axis: int) -> Float[Array, "..."]:
-    """The maxima along an axis, in the function of the loop around where x is small; NaN counts for nothing there."""
-    if x.size > _IN_ONE_FUNCTION:
+    """The maxima along an axis, in the function of the loop around where x is small; NaN counts for nothing there.
+
+    Several devices can share out a maximum, but no reduction of ours.
+    """
+    if x.size > _IN_ONE_FUNCTION or jax.default_backend() != "cpu" or jax.device_count() > 1:
         return jnp.max(x, axis=axis)
     return jax.lax.reduce(x, jnp.array(-jnp.inf, x.dtype), lambda a, b: jnp.where(a > b, a, b), (axis,))
 
