@@ -54,7 +54,7 @@ def each(function: Callable, is_mapped: Any) -> Callable:
 
 @custom_batching.custom_vmap
 def is_alone(x: Array) -> Bool[Array, ""]:
-    """Whether an element, of which x is any value, keeps no step with others: False under `vmap`."""
+    """Whether an element keeps no step with others: False under a `vmap` that x, a value of the element, depends on."""
     del x
     return jnp.asarray(True)
 

@@ -21,7 +21,7 @@ _FACTOR = 6.0
 _LOOSE = 0.03  # the error at which ε falls on; 0.1 costs up to ten times as much at ε = 0.001, 0.01 a tenth more
 _WARMEST = 0.5  # the first ε, in units of the spread of the cost
 _DIRECT_FROM = 0.2
-"""The ε, likewise, that is begun with at once: a quarter to a third of the time; from 0.1 a tenth is lost. Not for
+"""The ε, likewise, which is begun with itself: a quarter to a third of the time; from 0.1 a tenth is lost. Not for
 problems in step, whose Newton steps fall together after common rounds alone: 64 x 64 at 0.2 takes 17 ms so for 10."""
 _FULL_FROM = 0.1  # the ε, in the same unit, from which on all points take part
 _STRIDE = 8
@@ -67,8 +67,9 @@ def cold(pairs: _pairs.Pairs, budget: Int[Array, ""], working: Any) -> tuple[Sta
         enough = max(jnp.dtype(working), pairs.a.dtype, key=lambda d: d.itemsize)  # float32 overflows first
         f, g, spread = (x.astype(jnp.float64) for x in means(pairs.cast(enough)))
         epsilon = pairs.wide().epsilon
-        at_once = (epsilon >= _DIRECT_FROM * spread) & _batch.is_alone(spread)
-        return start(f, g, jnp.where(at_once, epsilon, jnp.maximum(epsilon, _WARMEST * spread))), spread
+        direct = epsilon >= _DIRECT_FROM * spread
+        first = jnp.where(direct & _batch.is_alone(direct), epsilon, jnp.maximum(epsilon, _WARMEST * spread))
+        return start(f, g, first), spread
     few = pairs.every(stride)
     begun, spread = cold(few, budget, working)
     end = jnp.maximum(few.wide().epsilon, _FULL_FROM * spread)

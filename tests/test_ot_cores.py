@@ -1,4 +1,4 @@
-"""What shares a loop out to the cores changes nothing that the loop computes."""
+"""What shares a loop out to the cores, or keeps it in one function, changes nothing that the loop computes."""
 
 import jax
 import jax.numpy as jnp
@@ -26,3 +26,13 @@ def test_xla_keeps_what_stands_in_for_it():
     compiled = jax.jit(loop).lower(jnp.ones(4)).compile().as_text() or ""
     assert ("sort(" in compiled) == (jax.default_backend() == "cpu")
     np.testing.assert_array_equal(jax.jit(loop)(jnp.ones(4)), np.full(4, 1024))
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (400, 300)])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_reductions_of_any_size_are_maxima_and_sums(shape, axis):
+    x = jnp.asarray(np.random.default_rng(2).normal(size=shape), jnp.float32).at[0].set(-jnp.inf)
+    np.testing.assert_array_equal(_cores.largest(x, axis), jnp.max(x, axis=axis))
+    y, eps = jnp.exp(x), np.finfo(np.float32).eps
+    exact = np.sum(np.asarray(y, np.float64), axis=axis)
+    np.testing.assert_allclose(_cores.total(y, axis), exact, rtol=eps * shape[axis])
